@@ -1,0 +1,152 @@
+"""The policies behind a wall: whatever they answer, every request gets an executable budget.
+
+Requests of one packed step may use different policies; each policy sees its own requests together.
+Sizes out of range are clamped. A policy that raises or answers nonsense is replaced by plain
+decoding for as long as the decoder lives, with one warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
+from typing import TypeVar
+
+from adaptive_spec.controllers.base import Controller
+from adaptive_spec.controllers.plain import NOTHING
+from adaptive_spec.controllers.registry import CONTROLLERS
+from adaptive_spec.profilers.base import Latency
+from adaptive_spec.types import Decision, Features, Offer, Outcome, Plan
+
+Fact = TypeVar("Fact")
+Answer = TypeVar("Answer")
+
+
+class Deciding:
+    """One controller per policy name, built on first use."""
+
+    def __init__(self, latency: Latency, max_nodes: int, max_depth: int) -> None:
+        self._latency = latency
+        self._max_nodes, self._max_depth = max_nodes, max_depth
+        self._controllers: dict[str, Controller] = {}
+        self.broken: dict[str, str] = {}
+        """Policies that were replaced by plain decoding, and why."""
+
+    def add(self, policy: str, controller: Controller | None = None) -> None:
+        """Build the controller of a policy, or take the given one.
+
+        Raises:
+            UnknownNameError, ArgumentError: the name or its argument is not valid.
+        """
+        if controller is not None:
+            self._controllers[policy] = controller
+        elif policy not in self._controllers:
+            entry, argument = CONTROLLERS.find(policy)
+            self._controllers[policy] = entry.factory(argument)
+
+    def plan(self, policies: Sequence[str], features: Sequence[Features]) -> list[Plan]:
+        """An executable plan per request."""
+
+        def ask(controller: Controller, group: Sequence[Features]) -> Sequence[Plan]:
+            return controller.plan(group, self._latency)
+
+        plans = self._each(policies, features, ask, self._clamped_plan)
+        return [plan or NOTHING for plan in plans]
+
+    def cut(self, policies: Sequence[str], offers: Sequence[Offer]) -> list[Decision]:
+        """An executable decision per request."""
+
+        def ask(controller: Controller, group: Sequence[Offer]) -> Sequence[Decision]:
+            return controller.cut(group, self._latency)
+
+        decisions = self._each(policies, offers, ask, _clamped_decision)
+        return [
+            decision or Decision(size=0, reason=f"plain decoding: {self.broken[policy]}")
+            for policy, decision in zip(policies, decisions, strict=True)
+        ]
+
+    def observe(self, policies: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+        """Hand out what came of the decisions."""
+
+        def tell(controller: Controller, group: Sequence[Outcome]) -> Sequence[None]:
+            controller.observe(group)
+            return [None] * len(group)
+
+        self._each(policies, outcomes, tell, lambda answer, fact: None)
+
+    def finish(self, policy: str, request: str) -> None:
+        """Let a policy forget a request."""
+        try:
+            self._controllers[policy].finish(request)
+        except Exception as error:
+            self._break(policy, f"finish: {type(error).__name__}: {error}")
+
+    def _each(
+        self,
+        policies: Sequence[str],
+        facts: Sequence[Fact],
+        ask: Callable[[Controller, Sequence[Fact]], Sequence[Answer]],
+        clamp: Callable[[Answer, Fact], Answer],
+    ) -> list[Answer | None]:
+        """Ask each policy about its own requests; None where it is broken."""
+        answers: list[Answer | None] = [None] * len(facts)
+        for policy, places in _groups(policies):
+            if policy in self.broken:
+                continue
+            try:
+                given = ask(self._controllers[policy], [facts[i] for i in places])
+                if len(given) != len(places):
+                    raise ValueError(f"{len(given)} answers for {len(places)} requests")
+                for i, answer in zip(places, given, strict=True):
+                    answers[i] = clamp(answer, facts[i])
+            except Exception as error:
+                self._break(policy, f"{type(error).__name__}: {error}")
+                for i in places:
+                    answers[i] = None
+        return answers
+
+    def _clamped_plan(self, plan: Plan, features: Features) -> Plan:
+        """Within the config's bounds, and no deeper than can still be emitted."""
+        if not isinstance(plan, Plan):
+            raise TypeError(f"{type(plan).__name__} is not a Plan")
+        nodes, depth = _whole(plan.nodes), _whole(plan.depth)
+        return Plan(
+            nodes=max(0, min(nodes, self._max_nodes)),
+            depth=max(0, min(depth, self._max_depth, features.remaining - 1)),
+            drafters=plan.drafters,
+        )
+
+    def _break(self, policy: str, why: str) -> None:
+        if policy not in self.broken:
+            self.broken[policy] = f"policy {policy} failed ({why})"
+            warnings.warn(
+                f"{self.broken[policy]}; decoding plainly from now on", RuntimeWarning, stacklevel=3
+            )
+
+
+def _groups(policies: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    for policy in dict.fromkeys(policies):
+        yield policy, [i for i, name in enumerate(policies) if name == policy]
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _clamped_decision(decision: Decision, offer: Offer) -> Decision:
+    if not isinstance(decision, Decision):
+        raise TypeError(f"{type(decision).__name__} is not a Decision")
+    size = _whole(decision.size)
+    inside = max(0, min(size, offer.largest))
+    if inside == size:
+        return decision
+    return Decision(
+        size=inside,
+        reason=f"{decision.reason} (clamped from {size} to {inside})",
+        theta=decision.theta,
+        expected_tokens=decision.expected_tokens,
+        expected_seconds=decision.expected_seconds,
+        predicted=decision.predicted,
+    )

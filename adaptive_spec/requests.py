@@ -1,0 +1,190 @@
+"""The life of requests: admitted, prefilled, extended, failed, closed; and the law they obey.
+
+Conservation: every slot is owned once or free, and after every step a request owns exactly
+prompt + generated - 1 slots (the newest token is never in the cache).
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from adaptive_spec.cache import SlotCache, SlotPool
+from adaptive_spec.config import CacheSection
+from adaptive_spec.drafters.base import Committed, DraftRequest
+from adaptive_spec.drafting import Drafting
+from adaptive_spec.errors import ArgumentError, SessionError
+from adaptive_spec.packing import chain_part, pack
+from adaptive_spec.profilers.clock import Clock
+from adaptive_spec.session import Rules, Session
+from adaptive_spec.stopping import Finish
+from adaptive_spec.target import Target
+
+if TYPE_CHECKING:
+    from adaptive_spec.decoder import Decoder
+
+
+class Requests:
+    """Everything about requests that is not a decoding step."""
+
+    def __init__(
+        self, target: Target, drafting: Drafting, settings: CacheSection, clock: Clock
+    ) -> None:
+        facts = target.architecture
+        self.target, self.drafting, self._clock = target, drafting, clock
+        self.pool = SlotPool(settings.slots, facts.context_limit, settings.max_slots)
+        self.cache = SlotCache(facts.layers, self.pool)
+        self._chunk = settings.prefill_chunk
+        self._sessions: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()
+        self._ids = itertools.count()
+
+    def open(self, decoder: Decoder, ids: Sequence[int], rules: Rules, policy: str) -> Session:
+        """Admit a request and prefill its prompt.
+
+        Raises:
+            ArgumentError: empty prompt, id out of the vocabulary, longer than the context.
+            CacheError: the pool's limit cannot hold the prompt.
+        """
+        self._check_ids(ids, 0)
+        began = self._clock()
+        tokens = [int(token) for token in ids]
+        draft = DraftRequest(
+            id=str(next(self._ids)),
+            tokens=tokens,
+            prompt_length=len(tokens),
+            temperature=rules.sampler.temperature,
+            noise=rules.sampler.noise,
+            vocab=self.target.architecture.vocab,
+        )
+        owner = self.pool.join()
+        session = Session(
+            decoder, draft.id, rules, policy, owner, draft, tokens, len(tokens), started=began
+        )
+        session.release = weakref.finalize(
+            session, _release, self.cache, self.drafting, draft, owner
+        )
+        self._sessions[owner] = session
+        session.finish = rules.stopping.before()
+        session.stats.draft_faults += self.drafting.start(draft) is not None
+        self._prefill_or_release(session, 0)
+        return session
+
+    def extend(
+        self, session: Session, ids: Sequence[int], max_new_tokens: int | None = None
+    ) -> None:
+        """Append a further turn; counters and the clock start again.
+
+        Raises:
+            SessionError: the session is closed, or failed.
+            ArgumentError: as for ``open``.
+        """
+        if session.closed or session.finish_reason == "error":
+            raise SessionError(f"session {session.id} is {session.finish_reason or 'closed'}")
+        self._check_ids(ids, len(session.tokens))
+        known = len(session.tokens)
+        session.started = self._clock()
+        old = session.rules.stopping
+        cap = old.max_new_tokens if max_new_tokens is None else max_new_tokens
+        length = known + len(ids)
+        session.turn(
+            [int(token) for token in ids],
+            replace(old, prompt_length=length, max_new_tokens=cap),
+        )
+        session.finish = session.rules.stopping.before()
+        self._prefill_or_release(session, known)
+
+    def fail(self, session: Session, why: str) -> None:
+        """End a request with reason ``error``: its tokens stay, its slots are cleared."""
+        session.finish = Finish("error", why)
+        self.cache.zero(self.pool.slots(session.owner))
+
+    def fail_owners(self, owners: set[int], why: str) -> None:
+        """Fail whatever requests own the given slots."""
+        for owner in owners:
+            session = self._sessions.get(owner)
+            if session is not None and session.finish_reason != "error":
+                self.fail(session, why)
+
+    def close(self, session: Session) -> None:
+        """Give the slots back; an unfinished request ends as ``closed``."""
+        if not session.closed:
+            session.finish = session.finish or Finish("closed", "closed by the caller")
+            session.closed = True
+            session.release()
+
+    def check_integrity(self) -> None:
+        """Raise CacheError unless slots and requests add up."""
+        expected = {
+            owner: max(len(session.tokens) - 1, 0)
+            for owner, session in self._sessions.items()
+            if not session.closed
+        }
+        self.pool.check_integrity(expected)
+
+    def _prefill_or_release(self, session: Session, told: int) -> None:
+        try:
+            self._prefill(session, told)
+        except BaseException:
+            self.close(session)
+            raise
+
+    def _prefill(self, session: Session, told: int) -> None:
+        """Put all tokens but the newest into the cache, in chunks.
+
+        Args:
+            told: how many tokens the drafter already knows. It learns tokens one ahead of rows.
+        """
+        began, tokens = self._clock(), session.tokens
+        while True:
+            done = len(self.pool.slots(session.owner))
+            chunk = tokens[done:-1][: self._chunk]
+            slots = self.pool.reserve(len(chunk))
+            part = chain_part(session.owner, chunk, done)
+            taps = {}
+            if chunk:
+                inputs = self.target.prepare(self.cache, pack([part], slots))
+                result = self.target.run(inputs, last_only=True)
+                taps = dict(result.taps)
+                self.pool.commit(session.owner, slots, part.positions)
+                if not torch.isfinite(result.logits.amax()):
+                    self.fail_owners(self.cache.purge() | {session.owner}, _SICK_PROMPT)
+            known = done + len(chunk) + 1
+            news = Committed(
+                tokens=tokens[told:known],
+                rows=np.arange(len(chunk)),
+                slots=slots,
+                positions=part.positions,
+                taps=taps,
+            )
+            session.stats.draft_faults += len(self.drafting.commit([session.draft], [news]))
+            told = known
+            if known >= len(tokens):
+                break
+        session.stats.prefill_seconds += self._clock() - began
+
+    def _check_ids(self, ids: Sequence[int], before: int) -> None:
+        facts = self.target.architecture
+        if len(ids) == 0:
+            raise ArgumentError("input_ids", list(ids), "a prompt needs at least one token")
+        wrong = [token for token in ids if not 0 <= token < facts.vocab]
+        if wrong:
+            raise ArgumentError("input_ids", wrong[0], f"token ids lie in 0..{facts.vocab - 1}")
+        if before + len(ids) > facts.context_limit:
+            raise ArgumentError(
+                "input_ids", f"{before + len(ids)} tokens", f"at most {facts.context_limit} fit"
+            )
+
+
+_SICK_PROMPT = "the prompt gives non-finite logits"
+
+
+def _release(cache: SlotCache, drafting: Drafting, draft: DraftRequest, owner: int) -> None:
+    """What a session leaves behind; must not refer to the session itself."""
+    cache.pool.leave(owner)
+    drafting.finish(draft)

@@ -1,0 +1,133 @@
+"""Keyed noise and the choice of one token.
+
+The token at a position is ``argmax(score + g)`` with Gumbel noise ``g`` that is a fixed function
+of (request seed, position, token id), which samples exactly from softmax(score) (Gumbel 1954;
+Maddison et al. 2014). Speculative and plain decoding draw the same noise, so they emit the same
+tokens; and the noise of a few candidate tokens can be had without that of the vocabulary.
+
+The generator is SplitMix64 (Steele, Lea, Flood 2014) used as a counter-based generator: the token
+id is the counter, seed and position make the starting state. Arithmetic is 64-bit and wraps.
+
+Legend: V vocabulary, C some of its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adaptive_spec.errors import SamplingError
+from adaptive_spec.types import Floats, Ints
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_A = 0xBF58476D1CE4E5B9
+_MIX_B = 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+
+Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(ids [1, T], scores [1, V]) -> scores [1, V], as in transformers."""
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same bits as an unsigned 64-bit word."""
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+def _mix(word: int) -> int:
+    """SplitMix64's finaliser on a Python integer."""
+    word = (word ^ (word >> 30)) * _MIX_A & _WORD
+    word = (word ^ (word >> 27)) * _MIX_B & _WORD
+    return word ^ (word >> 31)
+
+
+def _shift(words: torch.Tensor, by: int) -> torch.Tensor:
+    """Logical right shift of int64 words."""
+    return (words >> by) & ((1 << (64 - by)) - 1)
+
+
+def derive_seed(seed: int, row: int) -> int:
+    """Seed of row ``row`` of a call; row 0 keeps the call's own seed."""
+    return seed if row == 0 else _mix((_mix(seed & _WORD) + row * _GOLDEN) & _WORD) >> 1
+
+
+class KeyedNoise:
+    """Gumbel noise as a function of (seed, position, token)."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._key = _mix((seed & _WORD) + _GOLDEN & _WORD)
+
+    def tensor(self, position: int, tokens: torch.Tensor) -> torch.Tensor:
+        """[C] float64 noise of the int64 ``tokens`` at ``position``, on their device."""
+        start = _mix((self._key + (position + 1) * _GOLDEN) & _WORD)
+        words = (tokens + 1) * _signed(_GOLDEN) + _signed(start)
+        words = (words ^ _shift(words, 30)) * _signed(_MIX_A)
+        words = (words ^ _shift(words, 27)) * _signed(_MIX_B)
+        words = words ^ _shift(words, 31)
+        uniform = (_shift(words, 11).double() + 0.5) * 2.0**-53
+        return -torch.log(-torch.log(uniform))
+
+    def gumbel(self, position: int, tokens: Ints) -> Floats:
+        """The same noise for host arrays: what coupled drafters read."""
+        noise = self.tensor(position, torch.from_numpy(np.ascontiguousarray(tokens, np.int64)))
+        values: Floats = noise.numpy()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How one request turns the target's logits into tokens.
+
+    ``noise`` is None at temperature 0; ``processor`` is None where logits are used as they are.
+    """
+
+    processor: Processor | None = None
+    noise: KeyedNoise | None = None
+    temperature: float = 0.0
+
+    @property
+    def is_argmax(self) -> bool:
+        """True if the choice is the argmax of the raw logits."""
+        return self.processor is None and self.noise is None
+
+    def scores(self, logits_V: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+        """[V] float32 scores after the processors; ``prefix`` [1, T] ids before this position."""
+        raw = logits_V.to(torch.float32, copy=True)[None]
+        return (raw if self.processor is None else self.processor(prefix, raw))[0]
+
+    def perturbed(self, scores_V: torch.Tensor, position: int) -> torch.Tensor:
+        """[V] float64 scores plus noise: what the choice is the argmax of."""
+        if self.noise is None:
+            return scores_V.double()
+        alive = torch.isfinite(scores_V).nonzero()[:, 0]
+        noisy = torch.full_like(scores_V, -torch.inf, dtype=torch.float64)
+        noisy[alive] = scores_V[alive].double() + self.noise.tensor(position, alive)
+        return noisy
+
+    def choose(self, scores_V: torch.Tensor, position: int) -> int:
+        """The token for ``position``; the lowest id wins an exact tie.
+
+        Raises:
+            SamplingError: every token is masked.
+        """
+        if self.noise is None:
+            best, token = scores_V.max(dim=-1)
+        else:
+            alive = torch.isfinite(scores_V).nonzero()[:, 0]
+            if len(alive) == 0:
+                raise SamplingError(_MASKED.format(position=position))
+            noisy = scores_V[alive].double() + self.noise.tensor(position, alive)
+            best, place = noisy.max(dim=-1)
+            token = alive[place]
+        if not torch.isfinite(best):
+            raise SamplingError(_MASKED.format(position=position))
+        return int(token)
+
+
+_MASKED = (
+    "the logits processors leave no token with a finite score at position {position}: "
+    "at least one token must stay allowed"
+)

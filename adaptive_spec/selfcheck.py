@@ -1,0 +1,83 @@
+"""The start-up self-check: does this model, on this attention backend, obey the tree mask?
+
+A small branching tree on scattered slots, beside the slots of another request, is verified in one
+packed forward and compared with plain causal forwards of each branch. A model or a backend that
+ignores the mask, the positions or the slots is refused before it can change anybody's text.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from adaptive_spec.cache import SlotCache, SlotPool
+from adaptive_spec.drafters.base import CandidateTree
+from adaptive_spec.errors import UnsupportedError
+from adaptive_spec.packing import chain_part, pack, tree_part
+from adaptive_spec.target import Target
+from adaptive_spec.types import ROOT
+
+_PROMPT = 6
+_PARENTS = np.array([ROOT, ROOT, 0, 0, 1, 2, 3, 4])
+"""Two branches at the root, one of which splits again; all leaves at depth 3."""
+_LEAVES = (5, 6, 7)
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-6}
+"""Of the largest logit. Half precision gets 0.05: a mask that is ignored misses by far more."""
+
+
+@torch.no_grad()
+def self_check(target: Target) -> float:
+    """Largest deviation, relative to the largest logit, over all rows of the tree.
+
+    Raises:
+        UnsupportedError: the deviation exceeds rounding, or layers bypass the cache.
+    """
+    facts = target.architecture
+    ids = (np.arange(_PROMPT + len(_PARENTS)) * 7919 + 11) % facts.vocab
+    prompt, tokens = ids[:_PROMPT], ids[_PROMPT:]
+    none = np.zeros(len(tokens), dtype=np.int64)
+    tree = CandidateTree(tokens, _PARENTS, np.zeros(len(tokens)), none, none)
+
+    cache = SlotCache(facts.layers, SlotPool(64, 64))
+    mine, other = cache.pool.join(), cache.pool.join()
+    for owner, run in ((other, prompt[::-1][:3]), (mine, prompt[:-1])):
+        part = chain_part(owner, run.tolist(), 0)
+        slots = cache.pool.reserve(2 * len(run))[::2]
+        target.run(target.prepare(cache, pack([part], slots)), last_only=True)
+        cache.pool.commit(owner, slots, part.positions)
+    if cache.updated != facts.layers:
+        raise UnsupportedError(
+            f"{facts.model_type}: {cache.updated} of {facts.layers} layers use the cache; "
+            "state outside the cache cannot be addressed by slot"
+        )
+    parts = [
+        tree_part(other, int(prompt[3]), 3, CandidateTree.empty()),
+        tree_part(mine, int(prompt[-1]), _PROMPT - 1, tree),
+    ]
+    batch = pack(parts, cache.pool.reserve(2 + len(tokens)))
+    got = target.run(target.prepare(cache, batch)).logits[1:].float()
+
+    branches = [_path(leaf) for leaf in _LEAVES]
+    inputs = np.stack([np.concatenate([prompt, tokens[branch]]) for branch in branches])
+    want = target.model(torch.from_numpy(inputs).to(target.device), use_cache=False).logits.float()
+    worst = 0.0
+    for row, branch in enumerate(branches):
+        rows = [0, *(node + 1 for node in branch)]
+        worst = max(worst, float((got[rows] - want[row, _PROMPT - 1 :]).abs().max()))
+    scale = max(float(want.abs().max()), 1e-6)
+    allowed = _TOLERANCE.get(facts.dtype, 0.05)
+    if not worst / scale <= allowed:
+        raise UnsupportedError(
+            f"{facts.model_type}: logits of a branching tree deviate from plain decoding by "
+            f"{worst / scale:.1e} of the largest logit (allowed {allowed:.0e}); the model or its "
+            "attention backend does not obey the mask"
+        )
+    return worst / scale
+
+
+def _path(leaf: int) -> list[int]:
+    """Nodes from depth 1 down to ``leaf``."""
+    path = [leaf]
+    while (above := int(_PARENTS[path[0]])) != ROOT:
+        path.insert(0, above)
+    return path
