@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from adaptive_spec.budget_log import load_log as load_log
     from adaptive_spec.config import Config as Config
     from adaptive_spec.hf import AdaptiveDecoder as AdaptiveDecoder
+    from adaptive_spec.log_reader import load_log as load_log
     from adaptive_spec.session import Session as Session
 
 _PUBLIC = {
     "AdaptiveDecoder": "adaptive_spec.hf",
     "Config": "adaptive_spec.config",
     "Session": "adaptive_spec.session",
-    "load_log": "adaptive_spec.budget_log",
+    "load_log": "adaptive_spec.log_reader",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

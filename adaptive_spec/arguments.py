@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from adaptive_spec.errors import ArgumentError, UnsupportedError
 
 HONOURED = frozenset(
-    [
+    {
         "max_length",
         "max_new_tokens",
         "min_length",
@@ -51,12 +51,12 @@ HONOURED = frozenset(
         "bos_token_id",
         "eos_token_id",
         "encoder_no_repeat_ngram_size",
-    ]
+    }
 )
 """Fields with their usual meaning."""
 
 NEUTRAL = frozenset(
-    [
+    {
         "early_stopping",
         "length_penalty",
         "decoder_start_token_id",
@@ -69,7 +69,7 @@ NEUTRAL = frozenset(
         "assistant_ensemble_weight",
         "disable_compile",
         "transformers_version",
-    ]
+    }
 )
 """Fields that mean nothing outside beam search, assisted or encoder-decoder generation, here as in
 transformers."""
@@ -118,7 +118,7 @@ Range = tuple[Callable[[Any], bool], str]
 
 def _number(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Range:
     def inside(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
             return False
         above = value > low if open_low else value >= low
         return above and (value < high if open_high else value <= high)

@@ -128,7 +128,7 @@ class SlotPool:
             raise CacheError(f"{owned} slots are owned, expected {sum(expected.values())}")
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """K and V of one layer, addressed by slot."""
 
     is_sliding = False
@@ -157,7 +157,8 @@ class SlotLayer(CacheLayerMixin):
         """Write the rows to the reserved slots; return all slots up to the high-water mark."""
         if self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         if self.keys.shape[2] < len(self._cache.pool):
             self.keys, self.values = self._grown(self.keys), self._grown(self.values)
         slots, high = self._cache.write_slots, self._cache.read_slots

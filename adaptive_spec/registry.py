@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
 
 from adaptive_spec.errors import UnknownNameError
 
@@ -30,6 +30,11 @@ def closest(name: str, known: list[str]) -> str:
     """A hint for an error message: the most similar known name, if any is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _late(point: EntryPoint) -> Callable[..., Any]:
+    """A factory that imports the plug-in when it is first asked for."""
+    return lambda *args, **options: point.load()(*args, **options)
 
 
 class Registry(Generic[T]):

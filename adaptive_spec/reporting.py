@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,19 +73,16 @@ class Reporter:
             context=high_water,
             drafters=tuple(self._drafters),
         )
-        self._tell("latency", lambda: self._latency.observe(work, seconds))
+        self._tell("latency", self._latency.observe, work, seconds)
         learnable = [r for r in reports if not r.verdict.poisoned and r.verdict.error is None]
         for report in learnable:
-            temperature = report.features.temperature
-            self._tell(
-                "acceptance",
-                lambda r=report, t=temperature: self._acceptance.observe(r.tree, r.labels, t),
-            )
+            heat = report.features.temperature
+            self._tell("acceptance", self._acceptance.observe, report.tree, report.labels, heat)
         feedback = [r.feedback for r in learnable if r.feedback is not None]
-        self._tell("online", lambda: self._learner.observe(feedback))
+        self._tell("online", self._learner.observe, feedback)
         self._deciding.observe([report.policy for report in reports], outcomes)
         for report, outcome in zip(reports, outcomes, strict=True):
-            self._tell("log", lambda r=report, o=outcome: self._log_step(r, o, high_water, group))
+            self._tell("log", self._log_step, report, outcome, high_water, group)
 
     def request(self, session: Session, seconds: float) -> None:
         """Tell the log about a request that ended."""
@@ -102,7 +100,7 @@ class Reporter:
             seconds=seconds,
             stats=session.stats,
         )
-        self._tell("log", lambda: self.log.request(record))
+        self._tell("log", self.log.request, record)
 
     def _log_step(self, report: Report, outcome: Outcome, high_water: int, group: int) -> None:
         if isinstance(self.log, NullLog):
@@ -127,17 +125,16 @@ class Reporter:
             )
         )
 
-    def _tell(self, receiver: str, call: Callable[[], None]) -> None:
+    def _tell(self, receiver: str, call: Callable[..., None], *facts: Any) -> None:
         try:
-            call()
+            call(*facts)
         except Exception as error:
-            if not self.faults[receiver]:
-                warnings.warn(
-                    f"{receiver} failed and is skipped: {type(error).__name__}: {error}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
             self.faults[receiver] += 1
+            why = f"{receiver} failed and is skipped: {type(error).__name__}: {error}"
+        else:
+            return
+        if self.faults[receiver] == 1:
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
 
 
 def _outcome(report: Report, seconds: StepSeconds) -> Outcome:

@@ -1,0 +1,135 @@
+"""Contract suites for plug-in authors: what every policy and every drafter must stand.
+
+    def test_my_policy():
+        check_controller(lambda: MyPolicy())
+
+Each check raises AssertionError and names the promise that was broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from adaptive_spec import tree as trees
+from adaptive_spec.controllers.base import Controller
+from adaptive_spec.drafters.base import CandidateTree, Committed, Drafter, DraftRequest
+from adaptive_spec.profilers.base import NullLatency
+from adaptive_spec.types import Decision, Features, Offer, Outcome, Plan, StepSeconds
+
+_STRANGE = (float("nan"), float("inf"), -1.0, 0.0, 1e9)
+
+
+def check_controller(make: Callable[[], Controller], steps: int = 50, seed: int = 0) -> None:
+    """Answers are executable, one per request, and strange feedback changes none of that."""
+    draw, latency, policy = np.random.default_rng(seed), NullLatency(), make()
+    for step in range(steps):
+        features = [_features(f"r{i}", step, 1 + step % 3) for i in range(1 + step % 3)]
+        plans = list(policy.plan(features, latency))
+        assert len(plans) == len(features), "one plan per request"
+        offers = []
+        for fact, plan in zip(features, plans, strict=True):
+            assert isinstance(plan, Plan), "plans are Plan objects"
+            assert plan.nodes >= 0, "nodes are not negative"
+            assert plan.depth >= 0, "depth is not negative"
+            count = int(draw.integers(0, plan.nodes + 1))
+            alive = np.sort(draw.random(count))[::-1].copy()
+            alive.setflags(write=False)
+            offers.append(Offer(fact, alive, int(draw.integers(0, count + 1))))
+        decisions = list(policy.cut(offers, latency))
+        assert len(decisions) == len(offers), "one decision per offer"
+        for offer, decision in zip(offers, decisions, strict=True):
+            assert isinstance(decision, Decision), "decisions are Decision objects"
+            assert 0 <= decision.size <= offer.largest, "0 <= size <= largest"
+            assert isinstance(decision.reason, str), "the reason is in words"
+            assert decision.reason, "the reason is not empty"
+        policy.observe(_outcomes(offers, decisions, step))
+    policy.observe([])
+    for request in ("r0", "r1", "r2", "never seen"):
+        policy.finish(request)
+
+
+def check_drafter(make: Callable[[], Drafter], vocab: int = 50, seed: int = 0) -> None:
+    """Trees are valid, nested in their size, within depth; requests do not disturb each other."""
+    draw, drafter = np.random.default_rng(seed), make()
+    texts = [draw.integers(0, 5, size=40 + 10 * i).tolist() for i in range(3)]
+    together = [_request(drafter, f"r{i}", text, vocab) for i, text in enumerate(texts)]
+    for _ in range(10):
+        plans = [Plan(nodes=12, depth=5)] * len(together)
+        given = drafter.propose(together, plans)
+        assert len(given) == len(together), "one tree per request"
+        for tree in given:
+            trees.check(tree, vocab, 12)
+            assert len(tree) == 0 or trees.depths(tree.parent).max() <= 5, "depth is respected"
+        smaller = drafter.propose(together, [Plan(nodes=4, depth=5)] * len(together))
+        for big, small in zip(given, smaller, strict=True):
+            best = trees.best_first(trees.survival(big, np.exp(big.logq)))[:4]
+            top = trees.select(big, best)
+            assert _edges(top) == _edges(small), "trees are nested in their size"
+        for request in together:
+            _tell(drafter, request, draw.integers(0, 5, size=int(draw.integers(1, 4))).tolist())
+    alone = make()
+    single = _request(alone, "r1", list(together[1].tokens), vocab)
+    plan = [Plan(nodes=12, depth=5)]
+    (mine,), (theirs,) = alone.propose([single], plan), drafter.propose([together[1]], plan)
+    assert _edges(mine) == _edges(theirs), "requests do not disturb each other"
+    for request in together:
+        drafter.finish(request)
+        drafter.finish(request)
+
+
+def _features(name: str, step: int, packed: int) -> Features:
+    return Features(
+        request=name,
+        step=step,
+        context=10 + step,
+        generated=step,
+        remaining=200 - step,
+        temperature=0.0 if step % 2 else 0.8,
+        packed=packed,
+    )
+
+
+def _outcomes(offers: Sequence[Offer], decisions: Sequence[Decision], step: int) -> list[Outcome]:
+    """Ordinary feedback, strange feedback, and (every seventh step) none at all."""
+    if step % 7 == 3:
+        return []
+    odd = _STRANGE[step % len(_STRANGE)] if step % 2 else 0.1
+    return [
+        Outcome(
+            features=replace(offer.features),
+            decision=decision,
+            offered=len(offer.survival),
+            accepted=min(1, decision.size),
+            emitted=1 + min(1, decision.size),
+            seconds=StepSeconds(draft=odd, verify=odd, host=odd),
+            finished=False,
+        )
+        for offer, decision in zip(offers, decisions, strict=True)
+    ]
+
+
+def _request(drafter: Drafter, name: str, text: list[int], vocab: int) -> DraftRequest:
+    tokens: list[int] = []
+    request = DraftRequest(name, tokens, len(text), 0.0, None, vocab)
+    drafter.start(request)
+    _tell(drafter, request, text)
+    return request
+
+
+def _tell(drafter: Drafter, request: DraftRequest, new: list[int]) -> None:
+    """Commit tokens without rows: what a drafter without taps needs."""
+    assert isinstance(request.tokens, list)
+    request.tokens.extend(new)
+    none = np.empty(0, dtype=np.int64)
+    drafter.commit([request], [Committed(new, none, none, none, {})])
+
+
+def _edges(tree: CandidateTree) -> set[tuple[int, ...]]:
+    """The token paths of all nodes."""
+    paths: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.token.tolist(), tree.parent.tolist(), strict=True):
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    return set(paths)
