@@ -31,7 +31,8 @@ class SlotPool:
 
     def __init__(self, slots: int, per_request: int, most: int | None = None) -> None:
         self._per_request, self._most = per_request, most
-        self.owner = np.full(min(slots, per_request), FREE, dtype=np.int64)
+        first = min(slots, per_request, slots if most is None else most)
+        self.owner = np.full(first, FREE, dtype=np.int64)
         self.position = np.zeros(len(self.owner), dtype=np.int64)
         self._owned: dict[int, list[int]] = {}
         self._next = 0

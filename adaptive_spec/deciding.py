@@ -16,6 +16,7 @@ from adaptive_spec.controllers.base import Controller
 from adaptive_spec.controllers.plain import NOTHING
 from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.profilers.base import Latency
+from adaptive_spec.share import Share
 from adaptive_spec.types import Decision, Features, Offer, Outcome, Plan
 
 Fact = TypeVar("Fact")
@@ -31,6 +32,7 @@ class Deciding:
         self._controllers: dict[str, Controller] = {}
         self.broken: dict[str, str] = {}
         """Policies that were replaced by plain decoding, and why."""
+        self._reported: set[str] = set()
 
     def add(self, policy: str, controller: Controller | None = None) -> None:
         """Build the controller of a policy, or take the given one.
@@ -44,26 +46,33 @@ class Deciding:
             entry, argument = CONTROLLERS.find(policy)
             self._controllers[policy] = entry.factory(argument)
 
-    def plan(self, policies: Sequence[str], features: Sequence[Features]) -> list[Plan]:
-        """An executable plan per request."""
+    def plan(self, shares: Sequence[Share]) -> None:
+        """Fill ``plan`` with executable plans."""
 
         def ask(controller: Controller, group: Sequence[Features]) -> Sequence[Plan]:
             return controller.plan(group, self._latency)
 
-        plans = self._each(policies, features, ask, self._clamped_plan)
-        return [plan or NOTHING for plan in plans]
+        policies = [share.session.policy for share in shares]
+        plans = self._each(policies, [s.features for s in shares], ask, self._clamped_plan)
+        for share, plan in zip(shares, plans, strict=True):
+            share.plan = plan or NOTHING
 
-    def cut(self, policies: Sequence[str], offers: Sequence[Offer]) -> list[Decision]:
-        """An executable decision per request."""
+    def cut(self, shares: Sequence[Share]) -> None:
+        """Fill ``decision`` with executable decisions, and ``tree`` with what they leave."""
 
         def ask(controller: Controller, group: Sequence[Offer]) -> Sequence[Decision]:
             return controller.cut(group, self._latency)
 
-        decisions = self._each(policies, offers, ask, _clamped_decision)
-        return [
-            decision or Decision(size=0, reason=f"plain decoding: {self.broken[policy]}")
-            for policy, decision in zip(policies, decisions, strict=True)
-        ]
+        policies = [share.session.policy for share in shares]
+        decisions = self._each(policies, [s.offer for s in shares], ask, _clamped_decision)
+        for share, policy, decision in zip(shares, policies, decisions, strict=True):
+            if policy in self.broken and policy not in self._reported:
+                share.session.stats.controller_faults += 1
+                share.faults.append(self.broken[policy])
+            plain = f"plain decoding: {self.broken.get(policy)}"
+            share.decision = decision or Decision(size=0, reason=plain)
+            share.cut(share.decision.size)
+        self._reported = set(self.broken)
 
     def observe(self, policies: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         """Hand out what came of the decisions."""

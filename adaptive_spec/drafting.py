@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from adaptive_spec import tree
 from adaptive_spec.drafters.base import CandidateTree, Committed, Drafter, DraftRequest
 from adaptive_spec.errors import TreeError
+from adaptive_spec.share import Share
 from adaptive_spec.types import Plan
 
 
@@ -29,31 +30,30 @@ class Drafting:
             return self._switch_off(request, "start", error)
         return None
 
-    def propose(
-        self, requests: Sequence[DraftRequest], plans: Sequence[Plan]
-    ) -> tuple[list[CandidateTree], list[str | None]]:
-        """A checked tree (maybe empty) and a fault (or None) per request."""
-        trees = [CandidateTree.empty() for _ in requests]
-        faults: list[str | None] = [self._off.get(request.id) for request in requests]
-        asked = [
-            i for i, plan in enumerate(plans) if plan.nodes > 0 and plan.depth > 0 and not faults[i]
-        ]
+    def propose(self, shares: Sequence[Share]) -> None:
+        """Fill ``candidates`` with checked trees; empty ones where nothing valid came back."""
+        asked = []
+        for share in shares:
+            off = self._off.get(share.session.id)
+            share.blame(off)
+            if off is None and share.plan.nodes > 0 and share.plan.depth > 0:
+                asked.append(share)
         if not asked:
-            return trees, faults
+            return
+        requests, plans = [s.session.draft for s in asked], [s.plan for s in asked]
         try:
-            answers = self.drafter.propose([requests[i] for i in asked], [plans[i] for i in asked])
+            answers = self.drafter.propose(requests, plans)
             if len(answers) != len(asked):
                 raise TreeError(f"{len(answers)} trees for {len(asked)} requests")
         except Exception as error:
-            for i in asked:
-                faults[i] = _words("propose", error)
-            return trees, faults
-        for i, answer in zip(asked, answers, strict=True):
+            for share in asked:
+                share.blame(_words("propose", error))
+            return
+        for share, answer in zip(asked, answers, strict=True):
             try:
-                trees[i] = self._checked(answer, requests[i], plans[i])
+                share.candidates = self._checked(answer, share.session.draft, share.plan)
             except Exception as error:
-                faults[i] = _words("propose", error)
-        return trees, faults
+                share.blame(_words("propose", error))
 
     def _checked(self, answer: object, request: DraftRequest, plan: Plan) -> CandidateTree:
         if not isinstance(answer, CandidateTree):
@@ -63,16 +63,19 @@ class Drafting:
             raise TreeError(f"depth {deepest}, at most {plan.depth} was asked for")
         return answer
 
-    def commit(self, requests: Sequence[DraftRequest], news: Sequence[Committed]) -> list[str]:
-        """Tell the drafter what was verified; faults in words."""
+    def commit(
+        self, requests: Sequence[DraftRequest], news: Sequence[Committed]
+    ) -> list[str | None]:
+        """Tell the drafter what was verified; per request a fault in words, or None."""
         alive = [i for i, request in enumerate(requests) if request.id not in self._off]
-        if not alive:
-            return []
+        faults: list[str | None] = [None] * len(requests)
         try:
-            self.drafter.commit([requests[i] for i in alive], [news[i] for i in alive])
+            if alive:
+                self.drafter.commit([requests[i] for i in alive], [news[i] for i in alive])
         except Exception as error:
-            return [self._switch_off(requests[i], "commit", error) for i in alive]
-        return []
+            for i in alive:
+                faults[i] = self._switch_off(requests[i], "commit", error)
+        return faults
 
     def finish(self, request: DraftRequest) -> None:
         """Forget a request, whatever state it is in."""

@@ -9,37 +9,19 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from adaptive_spec.budget_log import BudgetLog, NullLog, RequestRecord, StepRecord
 from adaptive_spec.deciding import Deciding
-from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.online.base import Feedback, Learner
 from adaptive_spec.profilers.base import Acceptance, Latency
 from adaptive_spec.session import Session
+from adaptive_spec.share import Share
 from adaptive_spec.tree import depths
-from adaptive_spec.types import Decision, Features, Floats, Labels, Outcome, StepSeconds, Work
-from adaptive_spec.verifying import Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One request's share of a step."""
-
-    session: Session
-    features: Features
-    policy: str
-    decision: Decision
-    offered: int
-    tree: CandidateTree
-    survival: Floats
-    verdict: Verdict
-    labels: Labels
-    feedback: Feedback | None
-    faults: list[str]
+from adaptive_spec.types import Labels, Outcome, StepSeconds, Work
+from adaptive_spec.verifying import Verification, label
 
 
 class Reporter:
@@ -60,29 +42,34 @@ class Reporter:
         """Exceptions swallowed, per receiver."""
 
     def step(
-        self, reports: Sequence[Report], seconds: StepSeconds, high_water: int, group: int
+        self, shares: Sequence[Share], check: Verification, seconds: StepSeconds, group: int
     ) -> None:
         """Tell everyone about one packed step."""
-        outcomes = [_outcome(report, seconds) for report in reports]
-        for report, outcome in zip(reports, outcomes, strict=True):
-            stats = report.session.stats
-            stats.add(len(report.tree), outcome.accepted, outcome.emitted, seconds)
+        outcomes = [_outcome(share, seconds) for share in shares]
+        for share, outcome in zip(shares, outcomes, strict=True):
+            share.session.stats.add(len(share.tree), outcome.accepted, outcome.emitted, seconds)
         work = Work(
-            nodes=np.array([sum(len(report.tree) for report in reports)]),
-            requests=len(reports),
-            context=high_water,
+            nodes=np.array([sum(len(share.tree) for share in shares)]),
+            requests=len(shares),
+            context=check.high_water,
             drafters=tuple(self._drafters),
         )
         self._tell("latency", self._latency.observe, work, seconds)
-        learnable = [r for r in reports if not r.verdict.poisoned and r.verdict.error is None]
-        for report in learnable:
-            heat = report.features.temperature
-            self._tell("acceptance", self._acceptance.observe, report.tree, report.labels, heat)
-        feedback = [r.feedback for r in learnable if r.feedback is not None]
+        feedback = []
+        for share in shares:
+            if share.verdict.poisoned or share.verdict.error is not None or share.retried:
+                continue
+            labels, heat = label(share, check), share.features.temperature
+            self._tell("acceptance", self._acceptance.observe, share.tree, labels, heat)
+            feedback.append(_feedback(share, check, labels))
         self._tell("online", self._learner.observe, feedback)
-        self._deciding.observe([report.policy for report in reports], outcomes)
-        for report, outcome in zip(reports, outcomes, strict=True):
-            self._tell("log", self._log_step, report, outcome, high_water, group)
+        self._deciding.observe([share.session.policy for share in shares], outcomes)
+        for share, outcome in zip(shares, outcomes, strict=True):
+            self._tell("log", self._log_step, share, outcome, check.high_water, group)
+
+    def between_steps(self, deadline: float) -> None:
+        """Let the learner update, outside the timed step."""
+        self._tell("online", self._learner.between_steps, deadline)
 
     def request(self, session: Session, seconds: float) -> None:
         """Tell the log about a request that ended."""
@@ -102,7 +89,7 @@ class Reporter:
         )
         self._tell("log", self.log.request, record)
 
-    def _log_step(self, report: Report, outcome: Outcome, high_water: int, group: int) -> None:
+    def _log_step(self, share: Share, outcome: Outcome, high_water: int, group: int) -> None:
         if isinstance(self.log, NullLog):
             return
         self.log.step(
@@ -110,18 +97,18 @@ class Reporter:
                 outcome=outcome,
                 step_group=group,
                 pool_slots=high_water,
-                policy=report.policy,
+                policy=share.session.policy,
                 drafters=self._drafters,
-                tree=report.tree,
-                depth=depths(report.tree.parent),
-                survival=report.survival,
-                accepted=report.verdict.accepted,
-                emitted_tokens=report.verdict.tokens,
+                tree=share.tree,
+                depth=depths(share.tree.parent),
+                survival=share.offer.survival[: len(share.tree)],
+                accepted=share.verdict.accepted,
+                emitted_tokens=share.verdict.tokens,
                 multipliers=self._latency.multipliers(),
-                noise=None if report.features.temperature == 0 else "keyed",
+                noise=None if share.features.temperature == 0 else "keyed",
                 head_version=self._learner.head_version,
                 update_arm=self._learner.arm,
-                faults=report.faults,
+                faults=share.faults,
             )
         )
 
@@ -129,21 +116,37 @@ class Reporter:
         try:
             call(*facts)
         except Exception as error:
-            self.faults[receiver] += 1
-            why = f"{receiver} failed and is skipped: {type(error).__name__}: {error}"
-        else:
-            return
+            self.skip(receiver, error)
+
+    def skip(self, receiver: str, error: Exception) -> None:
+        """Count a receiver's exception; the first one warns."""
+        self.faults[receiver] += 1
         if self.faults[receiver] == 1:
-            warnings.warn(why, RuntimeWarning, stacklevel=2)
+            why = f"{receiver} failed and is skipped: {type(error).__name__}: {error}"
+            warnings.warn(why, RuntimeWarning, stacklevel=3)
 
 
-def _outcome(report: Report, seconds: StepSeconds) -> Outcome:
+def _outcome(share: Share, seconds: StepSeconds) -> Outcome:
     return Outcome(
-        features=report.features,
-        decision=report.decision,
-        offered=report.offered,
-        accepted=len(report.verdict.accepted),
-        emitted=len(report.verdict.tokens),
+        features=share.features,
+        decision=share.decision,
+        offered=len(share.candidates),
+        accepted=len(share.verdict.accepted),
+        emitted=len(share.verdict.tokens),
         seconds=seconds,
-        finished=report.verdict.finish is not None,
+        finished=share.session.finished,
+    )
+
+
+def _feedback(share: Share, check: Verification, labels: Labels) -> Feedback:
+    rows = slice(share.first_row, share.first_row + 1 + len(share.tree))
+    return Feedback(
+        request=share.session.id,
+        tree=share.tree,
+        path=np.asarray(share.verdict.nodes, dtype=np.int64),
+        tokens=share.verdict.tokens,
+        labels=labels,
+        temperature=share.features.temperature,
+        logits=check.logits[rows],
+        taps={layer: hidden[rows] for layer, hidden in check.taps.items()},
     )

@@ -162,7 +162,8 @@ class Requests:
                 positions=part.positions,
                 taps=taps,
             )
-            session.stats.draft_faults += len(self.drafting.commit([session.draft], [news]))
+            faults = self.drafting.commit([session.draft], [news])
+            session.stats.draft_faults += faults != [None]
             told = known
             if known >= len(tokens):
                 break

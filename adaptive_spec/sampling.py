@@ -67,7 +67,8 @@ class KeyedNoise:
         words = (words ^ _shift(words, 30)) * _signed(_MIX_A)
         words = (words ^ _shift(words, 27)) * _signed(_MIX_B)
         words = words ^ _shift(words, 31)
-        uniform = (_shift(words, 11).double() + 0.5) * 2.0**-53
+        # 52 bits and a half: one bit more would round up to 1, whose noise is infinite.
+        uniform = (_shift(words, 12).double() + 0.5) * 2.0**-52
         return -torch.log(-torch.log(uniform))
 
     def gumbel(self, position: int, tokens: Ints) -> Floats:

@@ -138,6 +138,11 @@ class Session:
                 "extend() it, or start another"
             )
 
+    def emit(self, tokens: Sequence[int]) -> None:
+        """Hand new tokens to the caller's streamer, if there is one."""
+        if self.rules.emit is not None:
+            self.rules.emit(tokens, self.finished)
+
     def prefix(self, path: Sequence[int]) -> torch.Tensor:
         """[1, T] ids that processors see before the next token: prompt row, output, ``path``."""
         padded = self.rules.padded or ()

@@ -7,18 +7,17 @@ request's part is its root.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from adaptive_spec import tree as trees
 from adaptive_spec.cache import SlotCache
-from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.errors import SamplingError
 from adaptive_spec.packing import PackedBatch, pack, tree_part
 from adaptive_spec.profilers.clock import Laps
-from adaptive_spec.session import Session
+from adaptive_spec.share import Share
 from adaptive_spec.stopping import Finish
 from adaptive_spec.target import Target, is_out_of_memory
 from adaptive_spec.types import ROOT, Bools, Ints, Labels
@@ -27,10 +26,9 @@ from adaptive_spec.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """One packed forward over the trees that were verified in the end."""
+    """What one packed forward found."""
 
     batch: PackedBatch
-    trees: list[CandidateTree]
     logits: torch.Tensor
     """[M, V] raw."""
     taps: Mapping[int, torch.Tensor]
@@ -40,45 +38,24 @@ class Verification:
     """[M] the row has a finite maximum: no NaN, no +inf, not all -inf."""
     high_water: int
     """Pool slots that attention read."""
-    halvings: int
-    """How often the trees were halved because memory ran out."""
 
 
-@dataclass(slots=True)
-class Verdict:
-    """What the walk made of one request's tree."""
-
-    nodes: list[int] = field(default_factory=list)
-    """Visited nodes, ROOT first: one per token."""
-    tokens: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    """Nodes whose token was emitted."""
-    finish: Finish | None = None
-    error: Exception | None = None
-    poisoned: bool = False
-    """The walk met a row without finite logits; the tokens before it stand."""
-    scores: list[torch.Tensor] = field(default_factory=list)
-    logits: list[torch.Tensor] = field(default_factory=list)
-
-
-def verify(
-    target: Target,
-    cache: SlotCache,
-    sessions: Sequence[Session],
-    chosen: Sequence[CandidateTree],
-    laps: Laps,
-) -> Verification:
+def verify(target: Target, cache: SlotCache, shares: Sequence[Share], laps: Laps) -> Verification:
     """One packed forward; if memory runs out, again with halved trees, down to plain decoding.
 
     Raises:
         CacheError: the pool cannot hold even the roots.
         Whatever the model raises; out of memory only if plain decoding ran out too.
     """
-    halvings = 0
     while True:
         parts = [
-            tree_part(session.owner, session.tokens[-1], len(session.tokens) - 1, tree)
-            for session, tree in zip(sessions, chosen, strict=True)
+            tree_part(
+                share.session.owner,
+                share.session.tokens[-1],
+                len(share.session.tokens) - 1,
+                share.tree,
+            )
+            for share in shares
         ]
         batch = pack(parts, cache.pool.reserve(sum(len(part.tokens) for part in parts)))
         try:
@@ -89,33 +66,34 @@ def verify(
             peak, ids = torch.stack((best.double(), top.double())).cpu().numpy()
             laps.mark("verify")
         except Exception as error:
-            if not is_out_of_memory(error) or not any(len(tree) for tree in chosen):
+            if not is_out_of_memory(error) or not any(len(share.tree) for share in shares):
                 raise
-            halvings += 1
-            chosen = [trees.select(tree, np.arange(len(tree) // 2)) for tree in chosen]
+            for share in shares:
+                share.cut(len(share.tree) // 2)
+                share.faults.append(f"out of memory: budget halved to {len(share.tree)}")
+                share.session.stats.memory_retries += 1
             continue
+        for share, start in zip(shares, batch.starts.tolist(), strict=False):
+            share.first_row = start
         return Verification(
             batch=batch,
-            trees=list(chosen),
             logits=result.logits,
             taps=result.taps,
             top=ids.astype(np.int64),
             finite=np.isfinite(peak),
             high_water=cache.read_slots,
-            halvings=halvings,
         )
 
 
-def judge(session: Session, check: Verification, part: int, elapsed: float) -> Verdict:
-    """Walk one request's tree; stop where its rules say so. Changes nothing but the verdict."""
-    verdict = Verdict()
-    tree, start = check.trees[part], int(check.batch.starts[part])
+def judge(share: Share, check: Verification, elapsed: float) -> None:
+    """Walk one request's tree; stop where its rules say so. Fills the share's verdict only."""
+    session, tree, verdict = share.session, share.tree, share.verdict
     sampler, rules = session.rules.sampler, session.rules
     keep = rules.keep_scores or rules.keep_logits
     here = len(session.tokens)
 
     def choose(node: int) -> int:
-        row = start + 1 + node
+        row = share.first_row + 1 + node
         if sampler.is_argmax and not keep and check.finite[row]:
             return int(check.top[row])
         scores = sampler.scores(check.logits[row], session.prefix(verdict.tokens))
@@ -142,28 +120,28 @@ def judge(session: Session, check: Verification, part: int, elapsed: float) -> V
         verdict.poisoned = True
     except SamplingError as error:
         verdict.error, verdict.finish = error, Finish("error", str(error))
-    return verdict
 
 
-def label(tree: CandidateTree, verdict: Verdict, top: Ints | None, survival: np.ndarray) -> Labels:
-    """The verdict on every edge.
+def label(share: Share, check: Verification) -> Labels:
+    """The verdict on every edge of a share's tree.
 
-    Args:
-        top: [1+N] the token chosen at every row, where that is known for all rows (argmax); else
-            only the visited parents label their children.
-        survival: [N] estimated survival of the nodes.
+    At temperature 0 without processors the choice is known at every node; else only the visited
+    parents label their children.
     """
-    choice = np.full(len(tree) + 1, -1.0)
-    if top is not None:
-        choice[:] = top
-    seen = np.zeros(len(tree) + 1, dtype=np.bool_)
+    tree, verdict = share.tree, share.verdict
+    size = len(tree) + 1
+    choice, seen = np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.bool_)
+    if share.session.rules.sampler.is_argmax and not share.retried:
+        choice[:] = check.top[share.first_row : share.first_row + size]
     rows = np.asarray(verdict.nodes, dtype=np.int64) + 1
-    seen[rows] = True
-    choice[rows] = verdict.tokens
+    seen[rows], choice[rows] = True, verdict.tokens
     above = tree.parent + 1
-    chosen = np.where(choice[above] >= 0, choice[above] == tree.token, np.nan)
-    reach = np.where(seen[above], 1.0, np.concatenate(([1.0], survival))[above])
-    return Labels(chosen=chosen, visited=seen[above], reach=reach)
+    alive = np.concatenate(([1.0], share.offer.survival[: len(tree)]))
+    return Labels(
+        chosen=np.where(choice[above] >= 0, choice[above] == tree.token, np.nan),
+        visited=seen[above],
+        reach=np.where(seen[above], 1.0, alive[above]),
+    )
 
 
 class _PoisonedError(Exception):

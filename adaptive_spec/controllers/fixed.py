@@ -17,7 +17,8 @@ class FixedBudget:
 
     def __init__(self, argument: str | None = None) -> None:
         text = str(DEFAULT_NODES) if argument is None else argument
-        if not (text.isascii() and text.isdigit() and 0 <= int(text) <= MOST_NODES):
+        digits = text.isascii() and text.isdigit() and len(text) < 10
+        if not (digits and int(text) <= MOST_NODES):
             allowed = f"fixed:N takes a whole number of nodes from 0 to {MOST_NODES}"
             raise ArgumentError("policy", f"fixed:{argument}", allowed)
         self.nodes = int(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 
@@ -32,8 +33,8 @@ def check_controller(make: Callable[[], Controller], steps: int = 50, seed: int 
         offers = []
         for fact, plan in zip(features, plans, strict=True):
             assert isinstance(plan, Plan), "plans are Plan objects"
-            assert plan.nodes >= 0, "nodes are not negative"
-            assert plan.depth >= 0, "depth is not negative"
+            assert _whole(plan.nodes) >= 0, "nodes are not negative"
+            assert _whole(plan.depth) >= 0, "depth is not negative"
             count = int(draw.integers(0, plan.nodes + 1))
             alive = np.sort(draw.random(count))[::-1].copy()
             alive.setflags(write=False)
@@ -42,7 +43,7 @@ def check_controller(make: Callable[[], Controller], steps: int = 50, seed: int 
         assert len(decisions) == len(offers), "one decision per offer"
         for offer, decision in zip(offers, decisions, strict=True):
             assert isinstance(decision, Decision), "decisions are Decision objects"
-            assert 0 <= decision.size <= offer.largest, "0 <= size <= largest"
+            assert 0 <= _whole(decision.size) <= offer.largest, "0 <= size <= largest"
             assert isinstance(decision.reason, str), "the reason is in words"
             assert decision.reason, "the reason is not empty"
         policy.observe(_outcomes(offers, decisions, step))
@@ -56,8 +57,8 @@ def check_drafter(make: Callable[[], Drafter], vocab: int = 50, seed: int = 0) -
     draw, drafter = np.random.default_rng(seed), make()
     texts = [draw.integers(0, 5, size=40 + 10 * i).tolist() for i in range(3)]
     together = [_request(drafter, f"r{i}", text, vocab) for i, text in enumerate(texts)]
+    plans = [Plan(nodes=12, depth=5)] * len(together)
     for _ in range(10):
-        plans = [Plan(nodes=12, depth=5)] * len(together)
         given = drafter.propose(together, plans)
         assert len(given) == len(together), "one tree per request"
         for tree in given:
@@ -70,14 +71,20 @@ def check_drafter(make: Callable[[], Drafter], vocab: int = 50, seed: int = 0) -
             assert _edges(top) == _edges(small), "trees are nested in their size"
         for request in together:
             _tell(drafter, request, draw.integers(0, 5, size=int(draw.integers(1, 4))).tolist())
-    alone = make()
-    single = _request(alone, "r1", list(together[1].tokens), vocab)
-    plan = [Plan(nodes=12, depth=5)]
-    (mine,), (theirs,) = alone.propose([single], plan), drafter.propose([together[1]], plan)
-    assert _edges(mine) == _edges(theirs), "requests do not disturb each other"
+    for request, theirs in zip(together, drafter.propose(together, plans), strict=True):
+        alone = make()
+        single = _request(alone, request.id, list(request.tokens), vocab)
+        (mine,) = alone.propose([single], plans[:1])
+        assert _edges(mine) == _edges(theirs), "requests do not disturb each other"
     for request in together:
         drafter.finish(request)
         drafter.finish(request)
+
+
+def _whole(value: object) -> int:
+    assert isinstance(value, Integral), f"{value!r} is a whole number"
+    assert not isinstance(value, bool), f"{value!r} is a whole number"
+    return int(value)
 
 
 def _features(name: str, step: int, packed: int) -> Features:

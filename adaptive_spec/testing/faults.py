@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from adaptive_spec.cache import SlotCache
+
 
 class FakeClock:
     """Seconds that pass only when told: ``advance``, or ``tick`` seconds at every reading."""
@@ -23,7 +25,7 @@ class FakeClock:
 
 
 class NaNTarget:
-    """While entered, rows of ``model``'s forwards become non-finite.
+    """While entered, rows of ``model``'s forwards on the slot cache become non-finite.
 
     Args:
         rows: ids [M] of the forward's rows -> [M] bool, which rows to hurt.
@@ -51,9 +53,11 @@ class NaNTarget:
         self._hook.remove()
 
     def _strike(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        mask = self._rows(kwargs["input_ids"][0])
         past = kwargs.get("past_key_values")
-        if self._cache and past is not None and bool(mask.any()):
+        if not isinstance(past, SlotCache):
+            return output
+        mask = self._rows(kwargs["input_ids"][0])
+        if self._cache and bool(mask.any()):
             for layer in past.layers:
                 layer.keys[:, :, past.write_slots[mask]] = self._value
                 layer.values[:, :, past.write_slots[mask]] = self._value
@@ -66,7 +70,7 @@ class NaNTarget:
 
 
 class OOMTarget:
-    """While entered, forwards of more than ``rows`` rows run out of memory."""
+    """While entered, forwards of more than ``rows`` rows on the slot cache run out of memory."""
 
     def __init__(self, model: Any, rows: int) -> None:
         self._model, self._rows = model, rows
@@ -80,6 +84,7 @@ class OOMTarget:
         self._hook.remove()
 
     def _strike(self, module: Any, args: Any, kwargs: Any) -> None:
-        if kwargs["input_ids"].shape[1] > self._rows:
+        ours = isinstance(kwargs.get("past_key_values"), SlotCache)
+        if ours and kwargs["input_ids"].shape[1] > self._rows:
             self.struck += 1
             raise torch.OutOfMemoryError("injected")

@@ -1,0 +1,1 @@
+"""Benchmarks: contestants on the same prompts, interleaved, in one process."""

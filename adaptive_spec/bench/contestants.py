@@ -1,0 +1,105 @@
+"""Who takes part: policies x drafters x varied config values, and Hugging Face's own decoding.
+
+``plain`` takes part in any case, once: it is what speed-ups refer to and what texts are compared
+with. It drafts nothing, so it gets a drafter that keeps nothing, and is as fast as this code can
+decode without speculation, whatever drafters the others use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from adaptive_spec.bench.settings import BenchSettings, unknown
+from adaptive_spec.build import build_drafter
+from adaptive_spec.config import Config, LogSection, load_config
+from adaptive_spec.controllers.registry import CONTROLLERS
+from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
+from adaptive_spec.errors import ArgumentError
+from adaptive_spec.types import Plan
+
+PLAIN = "plain"
+PEERS = ("hf", "hf-prompt-lookup:N")
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One of ours (``config`` is set) or one of Hugging Face's ways to generate (it is not)."""
+
+    name: str
+    policy: str | None = None
+    drafter: str | None = None
+    config: Config | None = None
+    lookup: int | None = None
+    """Of a peer: tokens that prompt lookup drafts; None for plain ``generate``."""
+
+
+class NoDrafter:
+    """The drafter of ``plain``: proposes nothing, remembers nothing."""
+
+    name = "none"
+    taps: tuple[int, ...] = ()
+    has_model = False
+
+    def start(self, request: DraftRequest) -> None: ...
+
+    def propose(
+        self, requests: Sequence[DraftRequest], plans: Sequence[Plan]
+    ) -> list[CandidateTree]:
+        return [CandidateTree.empty() for _ in requests]
+
+    def commit(self, requests: Sequence[DraftRequest], news: Sequence[Committed]) -> None: ...
+
+    def finish(self, request: DraftRequest) -> None: ...
+
+
+def contestants(settings: BenchSettings) -> list[Contestant]:
+    """All contestants, ``plain`` first; every name is checked before a model is loaded.
+
+    Raises:
+        UnknownNameError, ConfigError, UnsupportedError: a policy, drafter or config that is none.
+        ArgumentError: a peer or the baseline that is none, or a bad argument of a policy.
+    """
+    base = load_config(settings.config, settings.overrides)
+    found = [Contestant(PLAIN, PLAIN, None, _without_log(base, PLAIN, base.drafter))]
+    policies = settings.policies or (base.policy,)
+    drafters = settings.drafters or (base.drafter,)
+    factors = [[f"{vary.key}={value}" for value in vary.values] for vary in settings.vary]
+    for policy, drafter, varied in product(policies, drafters, product(*factors)):
+        _check_policy(policy)
+        if policy == PLAIN:
+            continue
+        config = load_config(settings.config, [*settings.overrides, *varied])
+        name = f"{policy}/{drafter}" if len(drafters) > 1 else policy
+        name += f"[{','.join(varied)}]" if varied else ""
+        config = _without_log(config, policy, drafter)
+        build_drafter(config)
+        found.append(Contestant(name, policy, drafter, config))
+    found.extend(_peer(name) for name in settings.peers)
+    names = [contestant.name for contestant in found]
+    if settings.baseline is not None and settings.baseline not in names:
+        raise unknown("--baseline", settings.baseline, names)
+    return found
+
+
+def _without_log(config: Config, policy: str, drafter: str) -> Config:
+    """``config`` for one contestant; the benchmark opens one log for all."""
+    log = LogSection(detail=config.log.detail, text=config.log.text)
+    return config.model_copy(update={"policy": policy, "drafter": drafter, "log": log})
+
+
+def _check_policy(policy: str) -> None:
+    entry, argument = CONTROLLERS.find(policy)
+    entry.factory(argument)
+
+
+def _peer(name: str) -> Contestant:
+    if name == "hf":
+        return Contestant(name)
+    kind, _, count = name.partition(":")
+    if kind != "hf-prompt-lookup":
+        raise unknown("--peers", name, PEERS)
+    if not (count.isascii() and count.isdigit() and int(count) >= 1):
+        raise ArgumentError("--peers", name, "hf-prompt-lookup:N drafts N tokens, 1 or more")
+    return Contestant(name, lookup=int(count))

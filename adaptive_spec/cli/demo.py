@@ -1,0 +1,151 @@
+"""``adaptive-spec demo``: what a newcomer sees first, and nothing in it is staged.
+
+For both number formats and both prompts, plain and speculative decoding race on this machine
+(`demo_race`), drawn live (`demo_view`). At the end the texts are compared token by token, and where
+speculation was slower the table says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from adaptive_spec.cli.demo_view import GREEN, view_for
+from adaptive_spec.cli.output import progress, results
+from adaptive_spec.user_cache import cache_home
+
+if TYPE_CHECKING:
+    from adaptive_spec.bench.exactness import Comparison
+    from adaptive_spec.cli.demo_race import Result
+
+DTYPES = ("float32", "bfloat16")
+
+CODING = """\
+Show this class again in a code block, then explain it.
+
+```python
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+
+    def pop(self):
+        return self.items.pop()
+```"""
+
+CHAT = "What should I pack for a weekend of hiking in the mountains? Give a reason for each item."
+
+WELCOME = """\
+[bold]The same text in fewer forwards.[/] A drafter guesses a tree of continuations from what was \
+written before; the model checks the whole tree at once and keeps what it would have written \
+itself: [green]green[/] came from the tree.
+"""
+
+SLOWER = """\
+Slower than plain in {where}: a check of many nodes costs more than one of a single token, and \
+where the guesses are seldom right it does not pay. No fixed budget fits every text and number \
+format; choosing it step by step is what adaptive policies are for.
+"""
+
+
+def demo(
+    model: Annotated[
+        str, typer.Option(help="Catalogue name, Hugging Face folder or hub id.")
+    ] = "smollm2-135m",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens per answer.")] = 96,
+    log: Annotated[
+        Path | None, typer.Option(help="Budget log; by default a file in the cache folder.")
+    ] = None,
+) -> None:
+    """Watch the tree at work, then compare plain and speculative decoding on this machine."""
+    from adaptive_spec.arguments import check_values
+
+    check_values({"max_new_tokens": max_new_tokens}, vocab=1)
+    if log is None:
+        log = cache_home() / "demo.jsonl"
+        log.unlink(missing_ok=True)  # ours to replace: it holds the newest demo only
+    results.print(WELCOME)
+    began = time.perf_counter()
+    found = run(model, max_new_tokens, log)
+    results.print(table(found))
+    slower = [result.title for result in found if speed_up(result) < 1]
+    if slower:
+        results.print("\n" + SLOWER.format(where=", ".join(slower)), style="yellow", end="")
+    steps = sum(len(r.plain.nodes) + len(r.speculative.nodes) for r in found)
+    results.print(f"\nlog: {log}", soft_wrap=True, markup=False)
+    results.print(f"     {steps} steps, each with its tree, its budget and the reason", style="dim")
+    results.print(f"done in {time.perf_counter() - began:.0f} s", style="dim")
+    if any(result.verdict.mismatch for result in found):
+        raise typer.Exit(1)
+
+
+def run(name: str, size: int, log_path: Path) -> list[Result]:
+    """Race every prompt in every number format; the log is opened before anything is loaded."""
+    found: list[Result] = []
+    with progress() as show:
+        from adaptive_spec import models
+
+        models.resolve(name, progress=show)
+        show("starting torch", None)
+        from adaptive_spec.budget_log import LogSettings
+        from adaptive_spec.cli.demo_race import Case, WatchedLog, races
+
+    cases = (Case("coding", CODING), Case("chat", CHAT))
+    log = WatchedLog(LogSettings(path=str(log_path)))
+    try:
+        for dtype in DTYPES:
+            with progress() as show:
+                model, tokenizer = models.load(name, dtype, progress=show)
+            view = view_for(results)
+            found += races(model, tokenizer, dtype, cases, size, log, view)
+    finally:
+        log.close()
+    return found
+
+
+def speed_up(result: Result) -> float:
+    """Tokens per second, speculative over plain."""
+    return result.speculative.rate / result.plain.rate if result.plain.rate else 1.0
+
+
+def table(found: Sequence[Result]) -> Table:
+    """Plain and speculative side by side."""
+    policy = found[0].speculative.name
+    drawn = Table(header_style="bold", title="plain and speculative, side by side")
+    drawn.add_column("", no_wrap=True)
+    for heading in ("plain\ntokens/s", f"{policy}\ntokens/s", "speed-up"):
+        drawn.add_column(heading, justify="right")
+    drawn.add_column("acceptance\nlength", justify="right")
+    drawn.add_column("nodes\nper step", justify="right")
+    drawn.add_column("the text")
+    for result in found:
+        gain = speed_up(result)
+        drawn.add_row(
+            result.title,
+            f"{result.plain.rate:.1f}",
+            f"{result.speculative.rate:.1f}",
+            Text(f"{gain:.2f}x", style=GREEN if gain >= 1 else "yellow"),
+            f"{result.speculative.acceptance_length:.2f}",
+            f"{result.speculative.nodes_per_step:.1f}",
+            verdict(result.verdict),
+        )
+    return drawn
+
+
+def verdict(found: Comparison) -> Text:
+    """The comparison in words; positions count from 1."""
+    if found.first_difference is None:
+        return Text(f"identical ({found.tokens_compared} tokens)", style=GREEN)
+    place = f"token {found.first_difference + 1}"
+    gap = "" if found.gap is None else f", gap {found.gap:.2g}"
+    if found.near_tie:
+        return Text(f"first differs at a near-tie ({place}{gap})", style="yellow")
+    return Text(f"DIFFERS from plain ({place}{gap})", style="bold red")

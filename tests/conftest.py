@@ -1,0 +1,70 @@
+"""Shared fixtures: one thread, no network, tiny models and decoders made once.
+
+Markers: ``fault(*ids)`` names the rows of the fault table that a test covers.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from adaptive_spec import AdaptiveDecoder
+from adaptive_spec.testing.tiny import tiny_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_and_single_threaded() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """``tiny_model``, each model made once per run. Do not change what it returns."""
+    return cache(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[..., AdaptiveDecoder]:
+    """``make(model, policy, drafter=..., cache={...})``: a decoder without the start-up check."""
+
+    def build(model: Any, policy: str = "plain", **rest: Any) -> AdaptiveDecoder:
+        sections = {k: rest.pop(k) for k in ("tree", "cache", "log") if k in rest}
+        config = {"policy": policy, "self_check": False, **sections}
+        return AdaptiveDecoder(model, config, **rest)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def plain(make: Callable[..., AdaptiveDecoder]) -> Callable[[Any], AdaptiveDecoder]:
+    """``plain(model)``: the plain decoder of a model, made once per model."""
+    return cache(make)
+
+
+@contextmanager
+def _counted(model: Any) -> Iterator[list[int]]:
+    rows: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+@pytest.fixture(scope="session")
+def counted() -> Callable[[Any], Any]:
+    """``with counted(model) as rows``: rows of every forward of the model meanwhile."""
+    return _counted
