@@ -1,12 +1,15 @@
 # Everything runs in .venv, which the first target that needs it makes; a second call reuses it.
 # Stamp files in .venv remember what was installed, and for which pyproject.toml and constraints.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+OK := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '$(OK)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Tiny models gain nothing from a second thread, so the second core gets a second process.
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n 2
 PARTS := pyproject.toml constraints.txt
 
-# Nothing is looked up on a model hub, and tests of one process do not fight for two cores.
+# Nothing is looked up on a model hub at run time.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -21,11 +24,11 @@ demo: .venv/installed ## watch the tree at work, then compare with plain decodin
 
 test: .venv/dev ## all tests, those on the real model included (fetched first)
 	@$(BIN)/adaptive-spec models fetch smollm2-135m
-	@$(BIN)/python -m pytest -m "not real"
+	@$(FAST)
 	@$(BIN)/python -m pytest -m real
 
 test-fast: .venv/dev ## the tests that need neither the network nor the real model
-	@$(BIN)/python -m pytest -m "not real"
+	@$(FAST)
 
 lint: .venv/dev ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -42,7 +45,7 @@ clean: ## remove the environment, caches and results
 	rm -rf .venv build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/made:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; name one with: make PYTHON=/path/to/python3.11 ...")'
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/it ..."; exit 1; }
 	@echo "making .venv with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv .venv
 	@touch $@

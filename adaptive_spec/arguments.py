@@ -210,3 +210,11 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
         raise UnsupportedError(
             "past_key_values from elsewhere are not supported: start a session and extend() it"
         )
+
+
+def check_model_inputs(inputs: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for prepared inputs that the model's own forward would have read."""
+    check_inputs(inputs)
+    for name, value in inputs.items():
+        if value is not None and name not in _PASSED_ON:
+            raise UnsupportedError(f"{name} is not supported: only token ids reach the model")

@@ -72,7 +72,7 @@ class Deciding:
             plain = f"plain decoding: {self.broken.get(policy)}"
             share.decision = decision or Decision(size=0, reason=plain)
             share.cut(share.decision.size)
-        self._reported = set(self.broken)
+        self._reported |= self.broken.keys() & set(policies)
 
     def observe(self, policies: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         """Hand out what came of the decisions."""

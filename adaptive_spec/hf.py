@@ -14,7 +14,12 @@ import torch
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from adaptive_spec.arguments import check_inputs, check_supported, check_values
+from adaptive_spec.arguments import (
+    check_inputs,
+    check_model_inputs,
+    check_supported,
+    check_values,
+)
 from adaptive_spec.build import build_drafter, build_log
 from adaptive_spec.config import ConfigLike, load_config
 from adaptive_spec.decoder import Decoder
@@ -184,7 +189,7 @@ class AdaptiveDecoder(Decoder):
     ) -> _Call:
         """Split a prepared batch into requests; refuses what cannot be honoured."""
         facts = self.target.architecture
-        check_inputs(inputs)
+        check_model_inputs(inputs)
         check_supported(vars(options))
         model_default = {"top_k"}  # transformers clamps its own default to the vocabulary
         named = {k: v for k, v in vars(options).items() if k not in model_default}

@@ -54,11 +54,8 @@ class Registry(Generic[T]):
         """All known names, those of installed plug-ins included, sorted."""
         for point in entry_points(group=self.group):
             if point.name not in self._entries:
-                self._entries[point.name] = Entry(
-                    point.name,
-                    lambda *a, _p=point, **k: _p.load()(*a, **k),
-                    f"plug-in {point.value}",
-                )
+                summary = f"plug-in {point.value}"
+                self._entries[point.name] = Entry(point.name, _late(point), summary)
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
     def find(self, spec: str) -> tuple[Entry[T], str | None]:

@@ -132,7 +132,8 @@ def label(share: Share, check: Verification) -> Labels:
     size = len(tree) + 1
     choice, seen = np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.bool_)
     if share.session.rules.sampler.is_argmax and not share.retried:
-        choice[:] = check.top[share.first_row : share.first_row + size]
+        all_rows = slice(share.first_row, share.first_row + size)
+        choice[:] = np.where(check.finite[all_rows], check.top[all_rows], -1)
     rows = np.asarray(verdict.nodes, dtype=np.int64) + 1
     seen[rows], choice[rows] = True, verdict.tokens
     above = tree.parent + 1

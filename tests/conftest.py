@@ -14,12 +14,17 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import transformers
 
 from adaptive_spec import AdaptiveDecoder
 from adaptive_spec.testing.tiny import tiny_model
+
+# The same examples in every run, however slow the machine is.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session", autouse=True)

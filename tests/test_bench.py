@@ -422,7 +422,7 @@ def test_several_dtypes_one_after_another(settings: dict[str, Any]) -> None:
     ]
 
 
-def test_end_tokens_stop_all_alike_unless_ignored(settings: dict[str, Any]) -> None:
+def test_end_tokens_stop_all_alike_unless_ignored() -> None:
     model = tiny()
     with torch.no_grad():
         model.lm_head.weight[END] = model.lm_head.weight[:END].mean(0) * 40

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contestant in one dtype. ``docs`` of the figures: ``adaptive_spec.bench.statistics``."""
+    """One contestant in one dtype; what the figures mean: ``adaptive_spec.bench.statistics``."""
 
     name: str
     policy: str | None

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from adaptive_spec.cli.demo_view import GREEN, view_for
 from adaptive_spec.cli.output import progress, results
+from adaptive_spec.errors import ArgumentError
 from adaptive_spec.user_cache import cache_home
 
 if TYPE_CHECKING:
@@ -66,9 +68,8 @@ def demo(
     ] = None,
 ) -> None:
     """Watch the tree at work, then compare plain and speculative decoding on this machine."""
-    from adaptive_spec.arguments import check_values
-
-    check_values({"max_new_tokens": max_new_tokens}, vocab=1)
+    if max_new_tokens < 1:
+        raise ArgumentError("max_new_tokens", max_new_tokens, "expected a whole number, 1 or more")
     if log is None:
         log = cache_home() / "demo.jsonl"
         log.unlink(missing_ok=True)  # ours to replace: it holds the newest demo only
@@ -79,6 +80,8 @@ def demo(
     slower = [result.title for result in found if speed_up(result) < 1]
     if slower:
         results.print("\n" + SLOWER.format(where=", ".join(slower)), style="yellow", end="")
+    if not all(lane.finished for result in found for lane in (result.plain, result.speculative)):
+        results.print("Races that took too long on this machine were stopped halfway.", style="dim")
     steps = sum(len(r.plain.nodes) + len(r.speculative.nodes) for r in found)
     results.print(f"\nlog: {log}", soft_wrap=True, markup=False)
     results.print(f"     {steps} steps, each with its tree, its budget and the reason", style="dim")
@@ -119,13 +122,12 @@ def speed_up(result: Result) -> float:
 def table(found: Sequence[Result]) -> Table:
     """Plain and speculative side by side."""
     policy = found[0].speculative.name
-    drawn = Table(header_style="bold", title="plain and speculative, side by side")
+    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     drawn.add_column("", no_wrap=True)
-    for heading in ("plain\ntokens/s", f"{policy}\ntokens/s", "speed-up"):
-        drawn.add_column(heading, justify="right")
-    drawn.add_column("acceptance\nlength", justify="right")
-    drawn.add_column("nodes\nper step", justify="right")
-    drawn.add_column("the text")
+    headings = ("plain\ntokens/s", f"{policy}\ntokens/s", "speed\n-up", "accept\nlength")
+    for heading in (*headings, "nodes\n/ step"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    drawn.add_column("\nthe text")
     for result in found:
         gain = speed_up(result)
         drawn.add_row(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -132,3 +135,24 @@ class TableLM(transformers.PreTrainedModel, transformers.GenerationMixin):  # ty
             past_key_values.update(blank, blank, 0)
         kept = logits[:, -logits_to_keep:] if logits_to_keep else logits
         return CausalLMOutputWithPast(logits=kept, past_key_values=past_key_values)
+
+
+CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] "
+
+
+def save_tiny(folder: str | Path, seed: int = 0) -> str:
+    """Save a random Llama over the 256 bytes, with its tokenizer and chat template, to a folder.
+
+    What needs a model *name* (command line, examples, benchmarks) can be tested with it.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", chat_template=CHAT
+    ).save_pretrained(folder)
+    ids = {"vocab_size": 258, "eos_token_id": 256, "pad_token_id": 257, "bos_token_id": None}
+    model = tiny_model(seed=seed, **ids, max_position_embeddings=512, num_hidden_layers=2)
+    model.save_pretrained(folder)
+    return str(folder)
