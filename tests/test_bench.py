@@ -499,6 +499,14 @@ def test_json_is_all_that_stdout_gets(folder: Path, suite: Path) -> None:
     assert [row["name"] for row in told["rows"]] == ["plain", "fixed:3"]
 
 
+def test_the_table_shows_names_as_they_are(folder: Path, suite: Path) -> None:
+    options = "--limit 1 --max-new-tokens 4 --vary tree.max_depth=4,8"
+    outcome = invoke(folder, suite, options)
+    assert outcome.exit_code == 0, outcome.output
+    assert "fixed:3[tree.max_depth=4]" in outcome.stdout
+    assert "warm-up" in outcome.stderr
+
+
 def test_a_mismatch_exits_1(folder: Path, suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = turns.runner
 

@@ -319,7 +319,7 @@ def test_demo_on_a_pipe(
         capsys, "demo", "--model", tiny_folder, "--max-new-tokens", "20", "--log", str(log)
     )  # fmt: skip
     assert called.code == 0, called.out
-    for title in ("float32 coding", "float32 chat", "bfloat16 coding", "bfloat16 chat"):
+    for title in ("fp32 coding", "fp32 chat", "bf16 coding", "bf16 chat"):
         assert called.out.count(title) >= 2  # a heading, and a line of the table
     assert "accepted per step" in called.out
     assert called.out.count("identical (") + called.out.count("first differs at") == 4
@@ -339,7 +339,7 @@ def test_demo_on_a_terminal(
     log = tmp_path / "demo.jsonl"
     assert run(["demo", "--model", tiny_folder, "--max-new-tokens", "12", "--log", str(log)]) == 0
     shown = Text.from_ansi(screen.getvalue()).plain
-    for words in ("nodes checked in one forward", "●", "tokens/s", "float32 chat"):
+    for words in ("nodes checked in one forward", "●", "tokens/s", "fp32 chat"):
         assert words in shown
 
 

@@ -151,8 +151,8 @@ def test_coupled_drafts_change_nothing(make: Any, temperature: float) -> None:
     model = TableLM(torch.from_numpy(table))
     blunt = table + np.random.default_rng(4).normal(0, 1, table.shape)
     rates = {}
-    for seed in range(3):
-        call = {"max_new_tokens": 60, "top_k": 0, **sampled(temperature, seed)}
+    for seed in range(2):
+        call = {"max_new_tokens": 40, "top_k": 0, **sampled(temperature, seed)}
         wanted = run(make(model), [1, 2], **call)
         drafters = {
             "reads the noise": keyed(table.astype(float), temperature),
@@ -165,7 +165,7 @@ def test_coupled_drafts_change_nothing(make: Any, temperature: float) -> None:
                 list(session)
                 assert session.generated == wanted, name
                 rates[name] = session.stats.num_accepted_draft_tokens / session.stats.steps
-    assert rates["reads the noise"] >= 4.5, "all six depths, until the end"
+    assert rates["reads the noise"] >= 4, "all six depths, until the end"
     assert 0 < rates["reads it, knows little"] < rates["reads the noise"]
 
 
@@ -176,7 +176,7 @@ def test_coupled_drafts_on_a_transformer(
 ) -> None:
     table = np.random.default_rng(8).normal(0, 1, (VOCAB, VOCAB))
     for kind, prompt in (("llama", PROMPTS[4]), ("gemma3", PROMPTS[13])):
-        call = {"max_new_tokens": 32, **sampled(temperature, 17)}
+        call = {"max_new_tokens": 24, **sampled(temperature, 17)}
         wanted = run(plain(tiny(kind)), prompt, **call)
         answers = {tuple(prompt): prompt + wanted}
         for decoder in (
@@ -198,49 +198,53 @@ def variation(tokens: np.ndarray, temperature: float) -> float:
     return float(0.5 * np.abs(np.bincount(tokens, minlength=V) / len(tokens) - odds).sum())
 
 
+def first_tokens(method: Walk, count: int, temperature: float) -> np.ndarray:
+    """The first token of a walk over a draft tree, for every seed below ``count``."""
+    scores = torch.tensor(LOGITS / temperature, dtype=torch.float32)
+    tree = flat_tree([6, 0, 3, 1], [ROOT, ROOT, 0, 1])
+    tokens = []
+    for seed in range(count):
+        sampler = Sampler(noise=KeyedNoise(seed), temperature=temperature)
+        _, token = next(method(tree, lambda _, s=sampler: s.choose(scores, 7)))
+        tokens.append(token)
+    return np.array(tokens)
+
+
 @pytest.mark.fault("L2")
 def test_frequencies_over_seeds() -> None:
     """One draw per seed. The expected variation is at most 0.008, and one draw moves it by at most
     1/n: McDiarmid's exp(-2 n 0.022^2) puts a false alarm below 1e-8."""
-    temperature = 0.7
-    scores = torch.tensor(LOGITS / temperature, dtype=torch.float32)
-    tokens = [
-        Sampler(noise=KeyedNoise(seed), temperature=temperature).choose(scores, 7)
-        for seed in range(DRAWS)
-    ]
-    assert variation(np.array(tokens), temperature) < 0.03
-    assert variation(np.sort(np.array(tokens))[: DRAWS // 2], temperature) > 0.06, "it can fail"
+    assert variation(first_tokens(walk, DRAWS, 0.7), 0.7) < 0.03
+    assert variation(first_tokens(by_rank, DRAWS // 10, 0.7), 0.7) > 0.06, "the broken verifier"
 
 
-def decoded(make: Any, count: int) -> np.ndarray:
-    """``count`` tokens of a target without memory, 8 requests packed, drafts that read the noise
-    and know the target roughly."""
+def decoded(make: Any, drafter: Any, count: int) -> np.ndarray:
+    """``count`` tokens of a target without memory, 8 requests packed."""
     model = TableLM(torch.tensor(LOGITS, dtype=torch.float32).expand(V, V))
+    decoder = make(model, "fixed:24", drafter=drafter)
+    calls = [{"max_new_tokens": count // 8, "top_k": 0, **sampled(1.0, seed)} for seed in range(8)]
+    sessions = [decoder.start([1], **call) for call in calls]
+    while live := [session for session in sessions if not session.finished]:
+        decoder.step(live)
+    return np.concatenate([session.generated for session in sessions])
+
+
+@pytest.mark.fault("L2", "L12")
+@pytest.mark.parametrize("reads_noise", [False, True])
+def test_frequencies_of_decoded_text(
+    make: Any, monkeypatch: pytest.MonkeyPatch, reads_noise: bool
+) -> None:
+    """Single tokens and pairs of neighbours by chi-square tests: a false alarm has odds of 1e-5
+    each. The drafter knows the target roughly."""
     guess = LOGITS + np.random.default_rng(1).normal(0, 0.7, (V, V))
-    decoder = make(model, "fixed:24", drafter=KeyedDrafter(guess, width=3))
-    tokens: list[int] = []
-    seed = 0
-    while len(tokens) < count:
-        calls = [{"max_new_tokens": 250, "top_k": 0, **sampled(1.0, seed + i)} for i in range(8)]
-        sessions = [decoder.start([1], **call) for call in calls]
-        while live := [session for session in sessions if not session.finished]:
-            decoder.step(live)
-        for session in sessions:
-            tokens += session.generated
-            session.close()
-        seed += 8
-    return np.array(tokens[:count])
-
-
-@pytest.mark.fault("L2")
-def test_frequencies_of_decoded_text(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Odds as above. Two neighbours are independent: p > 1e-5 of a chi-square test over 64 pairs
-    (a false alarm has odds of 1e-5)."""
-    tokens = decoded(make, DRAWS)
-    assert variation(tokens, 1.0) < 0.03
-    pairs = np.bincount(tokens[::2] * V + tokens[1::2], minlength=V * V)
+    chain = np.random.default_rng(2).integers(0, V, 2000).tolist()
+    blind = ScriptedDrafter(lambda request: chain, (4,), decoys=2)
+    tokens = decoded(make, KeyedDrafter(guess, width=3) if reads_noise else blind, 4000)
     odds = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    pairs = np.bincount(tokens[::2] * V + tokens[1::2], minlength=V * V)
     expected = np.outer(odds, odds).ravel() * pairs.sum()
+    assert stats.chisquare(np.bincount(tokens, minlength=V), odds * 4000).pvalue > 1e-5
     assert stats.chisquare(pairs, expected).pvalue > 1e-5
-    monkeypatch.setattr(verifying, "walk", by_rank)
-    assert variation(decoded(make, 4000), 1.0) > 0.06, "the broken verifier"
+    if not reads_noise:
+        monkeypatch.setattr(verifying, "walk", by_rank)
+        assert variation(decoded(make, blind, 1600), 1.0) > 0.06, "the broken verifier"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -92,12 +91,12 @@ def test_every_budget_gives_the_text_of_plain(
 def test_every_architecture(tiny: Any, make: Any, kind: str, attention: str) -> None:
     """Suffix and scripted drafts, random budgets, two prompts packed, and the state at the end."""
     model, prompts = tiny(kind, attention=attention), PROMPTS[3:6]
-    answers = by_transformers(model, prompts, 32)
+    answers = by_transformers(model, prompts, 24)
     scripted = ScriptedDrafter(oracle(answers), (2, 0, 4, 1), decoys=2)
     for drafter in (None, scripted):
         policies = {"random": RandomBudget(most=20, seed=3)}
         decoder = make(model, "random", drafter=drafter, controllers=policies)
-        sessions = [decoder.start(prompt, max_new_tokens=32) for prompt in prompts]
+        sessions = [decoder.start(prompt, max_new_tokens=24) for prompt in prompts]
         while live := [session for session in sessions if not session.finished]:
             decoder.step(live)
         for session in sessions:
@@ -112,7 +111,7 @@ def test_bfloat16_differs_at_ties_only(tiny: Any, make: Any) -> None:
     model = copy.deepcopy(tiny("llama")).to(torch.bfloat16)
     reference, drafting = make(model), make(model, "fixed:12")
     ties = compared = 0
-    for prompt in PROMPTS[:4]:
+    for prompt in PROMPTS[:3]:
         with reference.start(
             prompt, max_new_tokens=40, output_logits=True, return_dict_in_generate=True
         ) as session:
@@ -126,7 +125,7 @@ def test_bfloat16_differs_at_ties_only(tiny: Any, make: Any) -> None:
             assert top - second <= 2 * 2.0 ** (np.floor(np.log2(abs(top))) - 7)
             ties += 1
     print(f"bf16: {ties} ties in {compared} tokens")
-    assert compared >= 40
+    assert compared >= 20
 
 
 def _wrong_walk(tree: CandidateTree, choose: Callable[[int], int]) -> Iterator[tuple[int, int]]:
@@ -228,14 +227,14 @@ def test_budgets_and_policies_may_change_at_every_step(
 ) -> None:
     call = sampled(temperature, seed=9)
     names = ["plain", "fixed:8", "random", "fixed:1", "fixed:0", "fixed:64"]
-    for kind, seed in product(("llama", "gemma3"), range(3)):
+    for kind, seed in (("llama", 0), ("gemma3", 1)):
         model, prompt = tiny(kind), PROMPTS[9 + seed]
-        wanted = run(plain(model), prompt, max_new_tokens=40, **call)
+        wanted = run(plain(model), prompt, max_new_tokens=30, **call)
         answers = {tuple(prompt): prompt + wanted}
         policies = {"random": RandomBudget(most=12, seed=seed)}
         decoder = spec(make, model, answers, (3, 0, 6, 1), policy="random", controllers=policies)
         draw = np.random.default_rng(seed)
-        with decoder.start(prompt, max_new_tokens=40, **call) as session:
+        with decoder.start(prompt, max_new_tokens=30, **call) as session:
             while not session.finished:
                 session.set_policy(names[draw.integers(len(names))])
                 session.step()

@@ -40,7 +40,7 @@ def uniforms(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
 def test_the_noise_is_uniform_and_independent() -> None:
     """Along tokens, positions and seeds: Kolmogorov-Smirnov p > 1e-4, and lag correlations below
     5 / sqrt(n) (odds 6e-7 each); some 40 checks, so a false alarm has odds of 0.2 %."""
-    n, some = 6_000, np.arange(1)
+    n, some = 3_000, np.arange(1)
     along = {
         "tokens": uniforms(1, 5, np.arange(n)),
         "positions": np.array([uniforms(1, i, some)[0] for i in range(n)]),

@@ -28,8 +28,8 @@ class Vary:
         key, _, values = text.partition("=")
         found = split(values)
         if not key.strip() or not found:
-            raise ArgumentError("--vary", text, "expected KEY=a,b with a config key, like "
-                                "tree.max_depth=8,16")  # fmt: skip
+            allowed = "expected KEY=a,b with a config key, like tree.max_depth=8,16"
+            raise ArgumentError("--vary", text, allowed)
         if key.strip() in ("policy", "drafter"):
             raise ArgumentError("--vary", text, f"use --{_PLURAL[key.strip()]} for that key")
         if key.strip().startswith("log."):

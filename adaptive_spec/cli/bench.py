@@ -7,11 +7,13 @@ plain decoding's beyond a near-tie.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from adaptive_spec.bench.result import BenchResult, Row
@@ -144,22 +146,34 @@ def bench(
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar on stderr that is drawn only when told to: a thread of its own would be timed too."""
+    """A bar on stderr that is drawn only when told to: a thread of its own would be timed too.
+
+    Where stderr is no terminal, one line per stage.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, console=Console(stderr=True), auto_refresh=False, transient=True
-    ) as bar:
-        task = bar.add_task("starting", total=None)
+    bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
+    task, last = bar.add_task("starting", total=None), ""
 
-        def tell(stage: str, fraction: float | None) -> None:
-            total = None if fraction is None else 1.0
-            bar.update(task, description=stage, completed=fraction or 0.0, total=total)
-            bar.refresh()
+    def draw(stage: str, fraction: float | None) -> None:
+        total = None if fraction is None else 1.0
+        bar.update(task, description=escape(stage), completed=fraction or 0.0, total=total)
+        bar.refresh()
 
-        yield tell
+    def write(stage: str, fraction: float | None) -> None:
+        nonlocal last
+        if stage != last:
+            last = stage
+            print(stage, file=sys.stderr)
+
+    if not console.is_terminal:
+        yield write
+        return
+    with bar:
+        yield draw
 
 
 def _print_table(result: BenchResult) -> None:
@@ -181,7 +195,7 @@ def _print_table(result: BenchResult) -> None:
         table.add_column("memory", justify="right")
     for row in result.rows:
         cells = [
-            row.name,
+            escape(row.name),
             row.dtype,
             f"{row.tokens_per_second:.2f}",
             f"{row.speedup:.2f}x",

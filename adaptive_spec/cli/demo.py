@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adaptive_spec.bench.exactness import Comparison
     from adaptive_spec.cli.demo_race import Result
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 CODING = """\
 Show this class again in a code block, then explain it.
@@ -57,6 +57,10 @@ where the guesses are seldom right it does not pay. No fixed budget fits every t
 format; choosing it step by step is what adaptive policies are for.
 """
 
+SLOW_MACHINE = (
+    "Races were stopped halfway to end in time: this machine is slow, or busy with others."
+)
+
 
 def demo(
     model: Annotated[
@@ -81,7 +85,7 @@ def demo(
     if slower:
         results.print("\n" + SLOWER.format(where=", ".join(slower)), style="yellow", end="")
     if not all(lane.finished for result in found for lane in (result.plain, result.speculative)):
-        results.print("Races that took too long on this machine were stopped halfway.", style="dim")
+        results.print(SLOW_MACHINE, style="dim")
     steps = sum(len(r.plain.nodes) + len(r.speculative.nodes) for r in found)
     results.print(f"\nlog: {log}", soft_wrap=True, markup=False)
     results.print(f"     {steps} steps, each with its tree, its budget and the reason", style="dim")
@@ -104,11 +108,11 @@ def run(name: str, size: int, log_path: Path) -> list[Result]:
     cases = (Case("coding", CODING), Case("chat", CHAT))
     log = WatchedLog(LogSettings(path=str(log_path)))
     try:
-        for dtype in DTYPES:
+        for label, dtype in DTYPES.items():
             with progress() as show:
                 model, tokenizer = models.load(name, dtype, progress=show)
             view = view_for(results)
-            found += races(model, tokenizer, dtype, cases, size, log, view)
+            found += races(model, tokenizer, label, dtype, cases, size, log, view)
     finally:
         log.close()
     return found
@@ -122,7 +126,7 @@ def speed_up(result: Result) -> float:
 def table(found: Sequence[Result]) -> Table:
     """Plain and speculative side by side."""
     policy = found[0].speculative.name
-    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=0, pad_edge=False)
     drawn.add_column("", no_wrap=True)
     headings = ("plain\ntokens/s", f"{policy}\ntokens/s", "speed\n-up", "accept\nlength")
     for heading in (*headings, "nodes\n/ step"):
@@ -145,7 +149,8 @@ def table(found: Sequence[Result]) -> Table:
 def verdict(found: Comparison) -> Text:
     """The comparison in words; positions count from 1."""
     if found.first_difference is None:
-        return Text(f"identical ({found.tokens_compared} tokens)", style=GREEN)
+        count = found.tokens_compared
+        return Text(f"identical ({count} token{'s' * (count != 1)})", style=GREEN)
     place = f"token {found.first_difference + 1}"
     gap = "" if found.gap is None else f", gap {found.gap:.2g}"
     if found.near_tie:

@@ -96,6 +96,7 @@ class Racer:
 def races(
     model: Any,
     tokenizer: Any,
+    label: str,
     dtype: str,
     cases: Sequence[Case],
     size: int,
@@ -106,7 +107,7 @@ def races(
     plain = AdaptiveDecoder(model, PLAIN, log=log)
     speculative = AdaptiveDecoder(model, SPECULATIVE, log=log)
     for index, case in enumerate(cases):
-        title = f"{dtype} {case.name}"
+        title = f"{label} {case.name}"
         ids = encode(tokenizer, case.prompt)
         race = Race(title, case.prompt, Lane("plain", size), Lane(SPECULATIVE.policy, size))
         with ExitStack() as stack:

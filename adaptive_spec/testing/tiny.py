@@ -152,7 +152,14 @@ def save_tiny(folder: str | Path, seed: int = 0) -> str:
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", chat_template=CHAT
     ).save_pretrained(folder)
-    ids = {"vocab_size": 258, "eos_token_id": 256, "pad_token_id": 257, "bos_token_id": None}
-    model = tiny_model(seed=seed, **ids, max_position_embeddings=512, num_hidden_layers=2)
+    model = tiny_model(
+        seed=seed,
+        vocab_size=258,
+        eos_token_id=256,
+        pad_token_id=257,
+        bos_token_id=None,
+        max_position_embeddings=512,
+        num_hidden_layers=2,
+    )
     model.save_pretrained(folder)
     return str(folder)
