@@ -82,8 +82,8 @@ def test_generate_json_has_the_promised_fields(
 ) -> None:
     log = tmp_path / "log.jsonl"
     called = Called(
-        capsys, "generate", "--model", tiny_folder, "--prompt", "abcabcabc", "--max-new-tokens", "24",
-        "--ignore-eos", "--log", str(log), "--json",
+        capsys, "generate", "--model", tiny_folder, "--prompt", "abcabcabc",
+        "--max-new-tokens", "24", "--ignore-eos", "--log", str(log), "--json",
     )  # fmt: skip
     answer = called.json
     assert called.code == 0
@@ -368,6 +368,8 @@ def test_the_verdict_is_what_was_computed() -> None:
 def test_a_tree_is_drawn_with_its_accepted_path_first() -> None:
     tree = Tree(parent=[-1, -1, 1, 1], words=["a", "b", "c", "d"], accepted=[1, 3])
     assert [line.plain for line in draw(tree, 40)] == ["●─b─d", "   └c", " └a"]
+    lines = Tree(parent=[-1, 0], words=["\n", "    "], accepted=[0])
+    assert [line.plain for line in draw(lines, 40)] == ["●─⏎─····"]
     assert draw(tree, 4)[0].plain == "●─b…"
     assert strip([0, 1, 2, 3, 16, 400]) == "·▁▁▂██"
     assert visible(" a\n\t\x1b") == "·a⏎⇥�"

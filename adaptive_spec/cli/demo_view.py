@@ -169,7 +169,9 @@ def draw(tree: Tree, width: int) -> list[Text]:
                 line = Text(" " * column)
                 lines.append(line)
             line.append("└" if place else "─", style="dim")
-            line.append(tree.words[child], style=f"bold {GREEN}" if child in good else "dim")
+            line.append(
+                visible(tree.words[child]), style=f"bold {GREEN}" if child in good else "dim"
+            )
             grow(child, line)
 
     lines.append(Text("●"))
@@ -202,10 +204,9 @@ def _caption(tree: Tree | None) -> Text:
     if not tree.parent:
         return Text("no tree: nothing like this was written before", style="dim")
     return Text.assemble(
-        ("tree of this step: ", "bold"),
-        f"{len(tree.parent)} nodes checked in one forward, ",
+        (f"{len(tree.parent)} nodes checked in one forward, ", "bold"),
         (f"{len(tree.accepted)} accepted", GREEN),
-        f", then the model's own {visible(tree.bonus)!r}",
+        f"; then the model's own {visible(tree.bonus)}",
     )
 
 
