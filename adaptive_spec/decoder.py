@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from adaptive_spec import tree as trees
 from adaptive_spec.budget_log import BudgetLog, NullLog
@@ -29,6 +30,7 @@ from adaptive_spec.requests import Requests
 from adaptive_spec.selfcheck import self_check
 from adaptive_spec.session import Rules, Session
 from adaptive_spec.share import Share
+from adaptive_spec.stopping import Finish
 from adaptive_spec.target import Target
 from adaptive_spec.types import Floats, Offer
 from adaptive_spec.verifying import Verification, judge, verify
@@ -135,7 +137,10 @@ class Decoder:
     def _survival(self, tree: CandidateTree, temperature: float) -> Floats:
         """By the acceptance model, or by the drafter's own probabilities where that fails."""
         try:
-            return trees.survival(tree, self._acceptance.calibrate(tree, temperature))
+            edges = self._acceptance.calibrate(tree, temperature)
+            if not np.isfinite(edges).all():
+                raise ValueError("acceptance probabilities are not finite")
+            return trees.survival(tree, edges)
         except Exception as error:
             self.reporter.skip("acceptance", error)
             return trees.survival(tree, np.exp(tree.logq))
@@ -174,7 +179,9 @@ class Decoder:
         and a request whose own state is non-finite ends before its neighbours try again.
         """
         self.cache.zero(s for s in check.batch.slots.tolist() if self._pool.owner[s] < 0)
-        self.requests.fail_owners(self.cache.purge(), "non-finite keys or values in its own cache")
+        sick = self.requests.fail_owners(self.cache.purge(), "non-finite keys or values")
+        ours = {id(share.session) for share in shares}
+        self._end([session for session in sick if id(session) not in ours])
         for share in shares:
             session = share.session
             if not share.verdict.poisoned or share.verdict.tokens or session.finished:
@@ -207,6 +214,21 @@ class Decoder:
             self._end([session])
             session.emit([])
         return session
+
+    def extend_session(
+        self, session: Session, ids: Sequence[int], max_new_tokens: int | None
+    ) -> None:
+        """A further turn; a turn that was still running ends as ``closed``."""
+        self.requests.check_turn(session, ids, max_new_tokens)
+        if not session.finished:
+            session.finish = Finish("closed", "extended by the caller")
+            self._end([session])
+        self.requests.extend(session, ids, max_new_tokens)
+        if session.rules.streamer is not None:
+            session.rules.streamer.put(torch.tensor([ids]))
+        if session.finished:
+            self._end([session])
+            session.emit([])
 
     def check_policy(self, name: str) -> None:
         """Raise unless ``name`` is a policy."""

@@ -6,7 +6,7 @@ arguments mean what they mean there; what cannot be honoured is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +142,7 @@ class AdaptiveDecoder(Decoder):
         capture = _Capture(self, seed=seed, cap=cap)
         self.target.model.generate(row, custom_generate=capture, **kwargs)
         assert capture.call is not None
-        rules = replace(capture.call.rules[0], emit=_emitter(streamer))
+        rules = replace(capture.call.rules[0], streamer=streamer)
         if streamer is not None:
             streamer.put(row.cpu())
         return self.open_session(capture.call.prompts[0], rules, policy)
@@ -232,7 +232,7 @@ class AdaptiveDecoder(Decoder):
         sessions: list[Session] = []
         try:
             for prompt, rules in zip(call.prompts, call.rules, strict=True):
-                sessions.append(self.open_session(prompt, replace(rules, emit=_emitter(streamer))))
+                sessions.append(self.open_session(prompt, replace(rules, streamer=streamer)))
             while live := [session for session in sessions if not session.finished]:
                 self.step(live)
             failed = [i for i, session in enumerate(sessions) if session.finish_reason == "error"]
@@ -307,20 +307,6 @@ def _stop_strings(strings: str | Sequence[str] | None, tokenizer: Any) -> list[A
 def _without_stop_strings(options: Any) -> Any:
     fields = {**options.to_dict(), "stop_strings": None}
     return type(options).from_dict(fields)
-
-
-def _emitter(streamer: Any) -> Callable[[Sequence[int], bool], None] | None:
-    """Feeds a Hugging Face streamer token by token."""
-    if streamer is None:
-        return None
-
-    def emit(tokens: Sequence[int], finished: bool) -> None:
-        for token in tokens:
-            streamer.put(torch.tensor([token]))
-        if finished:
-            streamer.end()
-
-    return emit
 
 
 def _output(call: _Call, sessions: Sequence[Session]) -> Any:

@@ -211,6 +211,7 @@ def load(
                 source,
                 dtype=getattr(torch, dtype),
                 attn_implementation="sdpa",
+                use_safetensors=True,  # nothing is ever unpickled
                 trust_remote_code=False,
             )
     except Exception as error:  # transformers raises whatever its parsers raise

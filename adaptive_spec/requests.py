@@ -19,7 +19,7 @@ from adaptive_spec.cache import SlotCache, SlotPool
 from adaptive_spec.config import CacheSection
 from adaptive_spec.drafters.base import Committed, DraftRequest
 from adaptive_spec.drafting import Drafting
-from adaptive_spec.errors import ArgumentError, SessionError
+from adaptive_spec.errors import ArgumentError, SessionError, UnsupportedError
 from adaptive_spec.packing import chain_part, pack
 from adaptive_spec.profilers.clock import Clock
 from adaptive_spec.session import Rules, Session
@@ -78,15 +78,7 @@ class Requests:
     def extend(
         self, session: Session, ids: Sequence[int], max_new_tokens: int | None = None
     ) -> None:
-        """Append a further turn; counters and the clock start again.
-
-        Raises:
-            SessionError: the session is closed, or failed.
-            ArgumentError: as for ``open``.
-        """
-        if session.closed or session.finish_reason == "error":
-            raise SessionError(f"session {session.id} is {session.finish_reason or 'closed'}")
-        self._check_ids(ids, len(session.tokens))
+        """Append a turn that ``check_turn`` let pass; counters and the clock start again."""
         known = len(session.tokens)
         session.started = self._clock()
         old = session.rules.stopping
@@ -99,17 +91,39 @@ class Requests:
         session.finish = session.rules.stopping.before()
         self._prefill_or_release(session, known)
 
+    def check_turn(self, session: Session, ids: Sequence[int], max_new_tokens: int | None) -> None:
+        """Raise unless a further turn can follow.
+
+        Raises:
+            SessionError: the session is closed, or failed.
+            UnsupportedError: its rules count from the first prompt.
+            ArgumentError: as for ``open``; a negative cap.
+        """
+        if session.closed or session.finish_reason == "error":
+            raise SessionError(f"session {session.id} is {session.finish_reason or 'closed'}")
+        if (anchored := session.rules.first_turn_only) is not None:
+            raise UnsupportedError(
+                f"{anchored} counts from the first prompt: start a new session for this turn"
+            )
+        if max_new_tokens is not None and max_new_tokens < 0:
+            allowed = "expected a whole number, 0 or more"
+            raise ArgumentError("max_new_tokens", max_new_tokens, allowed)
+        self._check_ids(ids, len(session.tokens))
+
     def fail(self, session: Session, why: str) -> None:
         """End a request with reason ``error``: its tokens stay, its slots are cleared."""
         session.finish = Finish("error", why)
         self.cache.zero(self.pool.slots(session.owner))
 
-    def fail_owners(self, owners: set[int], why: str) -> None:
-        """Fail whatever requests own the given slots."""
+    def fail_owners(self, owners: set[int], why: str) -> list[Session]:
+        """Fail whatever requests own the given slots; those that had been running."""
+        running = []
         for owner in owners:
             session = self._sessions.get(owner)
             if session is not None and session.finish_reason != "error":
+                running += [] if session.finished else [session]
                 self.fail(session, why)
+        return running
 
     def close(self, session: Session) -> None:
         """Give the slots back; an unfinished request ends as ``closed``."""

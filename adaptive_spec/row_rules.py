@@ -21,6 +21,17 @@ from adaptive_spec.session import Rules
 from adaptive_spec.stopping import Check, Finish, Stopping
 
 _ROW_TENSORS = ("prompt_ignore_length", "encoder_input_ids")
+_FIRST_TURN = (
+    lp.MinLengthLogitsProcessor,
+    lp.MinNewTokensLengthLogitsProcessor,
+    lp.ForcedBOSTokenLogitsProcessor,
+    lp.ForcedEOSTokenLogitsProcessor,
+    lp.ExponentialDecayLengthPenalty,
+    lp.SuppressTokensAtBeginLogitsProcessor,
+    lp.EncoderRepetitionPenaltyLogitsProcessor,
+    lp.EncoderNoRepeatNGramLogitsProcessor,
+)
+"""Processors that hold lengths or ids of the first prompt."""
 _REFUSED = (lp.UnbatchedClassifierFreeGuidanceLogitsProcessor,)
 
 
@@ -115,6 +126,9 @@ def row_rules(
         ),
         seed=seed,
         padded=tuple(padded.tolist()) if is_padded else None,
+        first_turn_only=next(
+            (type(one).__name__ for one in processors if isinstance(one, _FIRST_TURN)), None
+        ),
         keep_scores=bool(options.return_dict_in_generate and options.output_scores),
         keep_logits=bool(options.return_dict_in_generate and options.output_logits),
     )

@@ -35,8 +35,10 @@ class Rules:
     seed: int | None = None
     padded: tuple[int, ...] | None = None
     """The prompt row as the caller gave it, padding included, for processors that look at it."""
-    emit: Callable[[Sequence[int], bool], None] | None = None
-    """Called after every commit with the new tokens and whether they are the last."""
+    streamer: Any = None
+    """A Hugging Face streamer: ``put`` after every commit, token by token, and ``end``."""
+    first_turn_only: str | None = None
+    """What of these rules counts from the first prompt, so that no further turn can follow."""
     keep_scores: bool = False
     keep_logits: bool = False
 
@@ -114,9 +116,14 @@ class Session:
         self.policy = name
 
     def extend(self, ids: Sequence[int] | torch.Tensor, max_new_tokens: int | None = None) -> None:
-        """Append a further turn of the user and make the session go on."""
+        """Append a further turn of the user and make the session go on.
+
+        Args:
+            ids: [T] or [1, T] token ids.
+            max_new_tokens: cap of this turn; None for the cap of the last one.
+        """
         row = ids.reshape(-1).tolist() if isinstance(ids, torch.Tensor) else list(ids)
-        self.decoder.requests.extend(self, row, max_new_tokens)
+        self.decoder.extend_session(self, row, max_new_tokens)
 
     def close(self) -> None:
         """Give the slots back. Harmless if repeated."""
@@ -140,8 +147,11 @@ class Session:
 
     def emit(self, tokens: Sequence[int]) -> None:
         """Hand new tokens to the caller's streamer, if there is one."""
-        if self.rules.emit is not None:
-            self.rules.emit(tokens, self.finished)
+        if self.rules.streamer is not None:
+            for token in tokens:
+                self.rules.streamer.put(torch.tensor([token]))
+            if self.finished:
+                self.rules.streamer.end()
 
     def prefix(self, path: Sequence[int]) -> torch.Tensor:
         """[1, T] ids that processors see before the next token: prompt row, output, ``path``."""
