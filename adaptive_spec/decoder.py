@@ -159,7 +159,7 @@ class Decoder:
             session.finish, session.error = verdict.finish, verdict.error
             news.append(
                 Committed(
-                    tokens=verdict.tokens,
+                    tokens=tuple(verdict.tokens),
                     rows=rows,
                     slots=slots,
                     positions=positions,
@@ -205,11 +205,17 @@ class Decoder:
 
     # -- what sessions ask of their decoder ---------------------------------------------------
 
-    def open_session(self, ids: Sequence[int], rules: Rules, policy: str | None = None) -> Session:
+    def open_session(
+        self,
+        ids: Sequence[int],
+        rules: Rules,
+        policy: str | None = None,
+        request_id: str | None = None,
+    ) -> Session:
         """Admit a request and prefill its prompt; see ``Requests.open``."""
-        name = policy or self.config.policy
-        self.deciding.add(name)
-        session = self.requests.open(self, ids, rules, name)
+        policy = policy or self.config.policy
+        self.deciding.add(policy)
+        session = self.requests.open(self, ids, rules, policy, request_id)
         if session.finished:
             self._end([session])
             session.emit([])

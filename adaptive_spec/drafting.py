@@ -34,7 +34,7 @@ class Drafting:
         """Fill ``candidates`` with checked trees; empty ones where nothing valid came back."""
         asked = []
         for share in shares:
-            off = self._off.get(share.session.id)
+            off = self._off.get(share.session.draft.id)
             share.blame(off)
             if off is None and share.plan.nodes > 0 and share.plan.depth > 0:
                 asked.append(share)

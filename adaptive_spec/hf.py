@@ -119,6 +119,7 @@ class AdaptiveDecoder(Decoder):
         input_ids: torch.Tensor | Sequence[int],
         *,
         policy: str | None = None,
+        request_id: str | None = None,
         seed: int | None = None,
         streamer: Any = None,
         tokenizer: Any = None,
@@ -129,6 +130,9 @@ class AdaptiveDecoder(Decoder):
         Args:
             input_ids: [T] or [1, T].
             policy: policy name for this session; None for the config's.
+            request_id: what the log calls this request; None for a name of its own.
+
+        Without ``attention_mask`` every token counts, also where it is the pad token.
         """
         ids = torch.as_tensor(input_ids)
         if ids.dtype.is_floating_point and ids.numel():
@@ -136,6 +140,7 @@ class AdaptiveDecoder(Decoder):
         row = ids.reshape(1, -1).long().to(self.target.device)
         if ids.dim() > 2 or (ids.dim() == 2 and ids.shape[0] != 1):
             raise ArgumentError("input_ids", tuple(ids.shape), "a session takes one prompt")
+        kwargs.setdefault("attention_mask", torch.ones_like(row))
         kwargs, cap = self._checked(row, seed, kwargs, tokenizer)
         if (kwargs.get("num_return_sequences") or 1) > 1:
             raise UnsupportedError("num_return_sequences: start one session per sequence")
@@ -145,7 +150,7 @@ class AdaptiveDecoder(Decoder):
         rules = replace(capture.call.rules[0], streamer=streamer)
         if streamer is not None:
             streamer.put(row.cpu())
-        return self.open_session(capture.call.prompts[0], rules, policy)
+        return self.open_session(capture.call.prompts[0], rules, policy, request_id)
 
     # -- shared ------------------------------------------------------------------------------
 

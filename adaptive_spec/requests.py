@@ -7,6 +7,7 @@ prompt + generated - 1 slots (the newest token is never in the cache).
 from __future__ import annotations
 
 import itertools
+import uuid
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 
 from adaptive_spec.cache import SlotCache, SlotPool
 from adaptive_spec.config import CacheSection
-from adaptive_spec.drafters.base import Committed, DraftRequest
+from adaptive_spec.drafters.base import Committed, DraftRequest, TokenView
 from adaptive_spec.drafting import Drafting
 from adaptive_spec.errors import ArgumentError, SessionError, UnsupportedError
 from adaptive_spec.packing import chain_part, pack
@@ -42,21 +43,33 @@ class Requests:
         self.cache = SlotCache(facts.layers, self.pool)
         self._chunk = settings.prefill_chunk
         self._sessions: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()
-        self._ids = itertools.count()
+        self._prefix, self._ids = uuid.uuid4().hex[:8], itertools.count()
 
-    def open(self, decoder: Decoder, ids: Sequence[int], rules: Rules, policy: str) -> Session:
+    def open(
+        self,
+        decoder: Decoder,
+        ids: Sequence[int],
+        rules: Rules,
+        policy: str,
+        name: str | None = None,
+    ) -> Session:
         """Admit a request and prefill its prompt.
+
+        Args:
+            name: what the log calls it; None for a name that no other decoder gives.
 
         Raises:
             ArgumentError: empty prompt, id out of the vocabulary, longer than the context.
             CacheError: the pool's limit cannot hold the prompt.
         """
         self._check_ids(ids, 0)
+        if name in {session.id for session in self._sessions.values() if not session.closed}:
+            raise ArgumentError("request_id", name, "another open session has this name")
         began = self._clock()
         tokens = [int(token) for token in ids]
         draft = DraftRequest(
-            id=str(next(self._ids)),
-            tokens=tokens,
+            id=f"{self._prefix}-{next(self._ids)}" if name is None else name,
+            tokens=TokenView(tokens),
             prompt_length=len(tokens),
             temperature=rules.sampler.temperature,
             noise=rules.sampler.noise,

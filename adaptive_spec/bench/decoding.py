@@ -102,9 +102,8 @@ class Ours:
                 row = torch.tensor([prompt])
                 keyed = seed if options.get("do_sample") else None
                 session = self.decoder.start(
-                    row, attention_mask=torch.ones_like(row), seed=keyed, **options
+                    row, request_id=f"{label}/{name}", seed=keyed, **options
                 )
-                session.id = f"{label}/{name}"  # what the log calls it; nothing has read it yet
                 sessions.append(session)
             loop = self.clock()
             while live := [session for session in sessions if not session.finished]:

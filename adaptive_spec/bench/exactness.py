@@ -122,7 +122,7 @@ class Referee:
         sessions = []
         for prompt, seed in zip(batch.prompts, batch.seeds, strict=True):
             ids = torch.tensor([prompt])
-            options = {"attention_mask": torch.ones_like(ids), **self._options, **keep}
+            options = {**self._options, **keep}
             keyed = seed if self._temperature else None
             session = decoder.start(ids, seed=keyed, **options)
             stopping = replace(session.rules.stopping, end_tokens=frozenset())

@@ -63,13 +63,13 @@ class Racer:
     """A decoder at work on one prompt, with its own clock."""
 
     def __init__(
-        self, decoder: AdaptiveDecoder, ids: torch.Tensor, lane: Lane, log: WatchedLog
+        self, decoder: AdaptiveDecoder, ids: torch.Tensor, lane: Lane, log: WatchedLog, title: str
     ) -> None:
         self.lane, self._log = lane, log
         began = monotonic()
         self.session = decoder.start(
             ids,
-            attention_mask=torch.ones_like(ids),
+            request_id=f"{title} {lane.name}",
             max_new_tokens=lane.size,
             do_sample=False,
         )
@@ -112,12 +112,11 @@ def races(
         race = Race(title, case.prompt, Lane("plain", size), Lane(SPECULATIVE.policy, size))
         with ExitStack() as stack:
             racers = [
-                Racer(plain, ids, race.plain, log),
-                Racer(speculative, ids, race.speculative, log),
+                Racer(plain, ids, race.plain, log, title),
+                Racer(speculative, ids, race.speculative, log, title),
             ]
             for racer in racers:
                 stack.enter_context(racer.session)
-                racer.session.id = f"{title} {racer.lane.name}"  # what the log calls it
             view.begin(race)
             stack.callback(view.end, race)
             _run(race, racers, TextStream(tokenizer), tokenizer, view)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
@@ -30,9 +30,28 @@ class Noise(Protocol):
         ...
 
 
+class TokenView(Sequence[int]):
+    """Reads a growing list of tokens; drafters cannot change what they are shown."""
+
+    __slots__ = ("_tokens",)
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        return self._tokens[place]
+
+
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """A drafter's view of one request. ``tokens`` grows in place and must not be changed."""
+    """A drafter's view of one request. ``tokens`` grows as the request does."""
 
     id: str
     tokens: Sequence[int]

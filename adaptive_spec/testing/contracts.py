@@ -119,8 +119,7 @@ def _outcomes(offers: Sequence[Offer], decisions: Sequence[Decision], step: int)
 
 
 def _request(drafter: Drafter, name: str, text: list[int], vocab: int) -> DraftRequest:
-    tokens: list[int] = []
-    request = DraftRequest(name, tokens, len(text), 0.0, None, vocab)
+    request = DraftRequest(name, [], len(text), 0.0, None, vocab)
     drafter.start(request)
     _tell(drafter, request, text)
     return request
