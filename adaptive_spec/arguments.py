@@ -206,7 +206,7 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
         if name in REFUSED_INPUTS:
             raise UnsupportedError(f"{name} is not supported: {REFUSED_INPUTS[name]}")
     past = inputs.get("past_key_values")
-    if past is not None and past.get_seq_length() > 0:
+    if past is not None and (past.get_seq_length() > 0 or getattr(past, "_is_user_defined", False)):
         raise UnsupportedError(
             "past_key_values from elsewhere are not supported: start a session and extend() it"
         )

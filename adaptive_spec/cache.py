@@ -49,7 +49,7 @@ class SlotPool:
     @property
     def free(self) -> int:
         """Slots that could still be handed out, growth included."""
-        return self.limit - sum(len(slots) for slots in self._owned.values())
+        return self.limit - sum(len(slots) for slots in list(self._owned.values()))
 
     @property
     def high_water(self) -> int:
@@ -88,6 +88,11 @@ class SlotPool:
             self.position = np.concatenate([self.position, np.zeros(more, dtype=np.int64)])
             free = np.flatnonzero(self.owner == FREE)
         return free[:count]
+
+    def shrink(self, size: int) -> None:
+        """Drop free slots from ``size`` on."""
+        size = max(size, self.high_water)
+        self.owner, self.position = self.owner[:size], self.position[:size]
 
     def commit(self, owner: int, slots: Ints, positions: Ints) -> None:
         """Hand free ``slots`` to ``owner``.
@@ -145,7 +150,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _blank(self, like: torch.Tensor) -> torch.Tensor:
         """A zero-filled pool: slots never hold non-finite values (0 x NaN is NaN)."""
-        return like.new_zeros(1, like.shape[1], len(self._cache.pool), like.shape[3])
+        with torch.inference_mode(False):  # the pool outlives a caller's inference mode
+            return like.new_zeros(1, like.shape[1], len(self._cache.pool), like.shape[3])
 
     def _grown(self, old: torch.Tensor) -> torch.Tensor:
         new = self._blank(old)
@@ -203,6 +209,11 @@ class SlotCache(Cache):  # type: ignore[misc]
             if index and layer.keys is not None:
                 layer.keys[:, :, index] = 0
                 layer.values[:, :, index] = 0
+
+    def shrink(self) -> None:
+        """Take back growth of the pool that some layer had no memory for."""
+        sizes = [layer.keys.shape[2] for layer in self.layers if layer.keys is not None]
+        self.pool.shrink(min(sizes, default=0))
 
     def purge(self) -> set[int]:
         """Clear every slot with a non-finite entry in any layer; the owners they belonged to."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from numbers import Integral
 from typing import TypeVar
 
@@ -85,10 +86,17 @@ class Deciding:
 
     def finish(self, policy: str, request: str) -> None:
         """Let a policy forget a request."""
+        if policy in self.broken:
+            return
         try:
             self._controllers[policy].finish(request)
         except Exception as error:
             self._break(policy, f"finish: {type(error).__name__}: {error}")
+
+    def forget(self, request: str) -> None:
+        """Let every policy forget a request that is gone."""
+        for policy in list(self._controllers):
+            self.finish(policy, request)
 
     def _each(
         self,
@@ -123,14 +131,19 @@ class Deciding:
             nodes=max(0, min(nodes, self._max_nodes)),
             depth=max(0, min(depth, self._max_depth, features.remaining - 1)),
             drafters=plan.drafters,
+            calls=_whole(plan.calls),
         )
 
     def _break(self, policy: str, why: str) -> None:
         if policy not in self.broken:
             self.broken[policy] = f"policy {policy} failed ({why})"
-            warnings.warn(
-                f"{self.broken[policy]}; decoding plainly from now on", RuntimeWarning, stacklevel=3
-            )
+            warn_softly(f"{self.broken[policy]}; decoding plainly from now on")
+
+
+def warn_softly(message: str) -> None:
+    """Warn, but never break a step, also where warnings are errors."""
+    with suppress(Exception):
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _groups(policies: Sequence[str]) -> Iterator[tuple[str, list[int]]]:

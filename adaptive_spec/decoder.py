@@ -8,8 +8,10 @@ changes hands before ``_commit``, so an exception above it leaves every request 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -69,30 +71,42 @@ class Decoder:
         if config.self_check:
             self_check(self.target)
         self.drafting = Drafting(drafter)
-        self.requests = Requests(self.target, self.drafting, config.cache, clock)
-        self.cache, self._pool = self.requests.cache, self.requests.pool
-        latency = latency or NullLatency()
-        self._acceptance: Acceptance = acceptance or NullAcceptance()
+        latency = NullLatency() if latency is None else latency
+        self._acceptance: Acceptance = NullAcceptance() if acceptance is None else acceptance
         self.deciding = Deciding(latency, config.tree.max_nodes, config.tree.max_depth)
+        self.requests = Requests(
+            self.target, self.drafting, config.cache, clock, self.deciding.forget
+        )
+        self.cache, self._pool = self.requests.cache, self.requests.pool
         for name, controller in (controllers or {}).items():
             self.deciding.add(name, controller)
         self.deciding.add(config.policy)
-        self.log = log or NullLog()
+        self.log = NullLog() if log is None else log
         self.reporter = Reporter(
             self.deciding,
             latency,
             self._acceptance,
-            learner or NoUpdate(),
+            NoUpdate() if learner is None else learner,
             self.log,
             [drafter.name],
+            drafter.reads_noise,
         )
         self._groups = itertools.count()
+        self._update_seconds = 0.0
+        self._lock = threading.RLock()
 
     def step(self, sessions: Sequence[Session]) -> list[list[int]]:
-        """One packed step; per session the tokens it emitted (at least one, unless it failed)."""
-        self._check(sessions)
-        laps, group = Laps(self.clock), next(self._groups)
-        shares = [Share(session, session.features(len(sessions))) for session in sessions]
+        """One packed step; per session the tokens it emitted (at least one, unless it failed).
+
+        Threads may share a decoder: steps follow one another.
+        """
+        with self._lock:
+            self._check(sessions)
+            return self._step(sessions) if sessions else []
+
+    def _step(self, sessions: Sequence[Session]) -> list[list[int]]:
+        laps, group, high_water = Laps(self.clock), next(self._groups), self._pool.high_water
+        shares = [Share(s, s.features(len(sessions), high_water)) for s in sessions]
         self.deciding.plan(shares)
         self._draft(shares, laps)
         self.deciding.cut(shares)
@@ -103,11 +117,11 @@ class Decoder:
         self._commit(shares, check)
         if not check.finite.all():
             self._recover(shares, check, laps)
-        self.reporter.step(shares, check, laps.seconds(), group)
-        self.reporter.between_steps(NEVER)
+        seconds = replace(laps.seconds(), update=self._update_seconds)
+        self.reporter.step(shares, check, seconds, group)
+        self._update_seconds = self.reporter.between_steps(NEVER, self.clock)
         self._end([session for session in sessions if session.finished])
-        for share in shares:
-            share.session.emit(share.verdict.tokens)
+        _stream(sessions)
         return [share.verdict.tokens for share in shares]
 
     def _check(self, sessions: Sequence[Session]) -> None:
@@ -187,8 +201,13 @@ class Decoder:
             if not share.verdict.poisoned or share.verdict.tokens or session.finished:
                 continue
             share.retry_plainly()
-            again = verify(self.target, self.cache, [share], laps)
-            judge(share, again, self.clock() - session.started)
+            try:
+                again = verify(self.target, self.cache, [share], laps)
+                judge(share, again, self.clock() - session.started)
+            except Exception as error:  # the neighbours' tokens are committed: no way back
+                session.error = error
+                self.requests.fail(session, f"retry: {type(error).__name__}: {error}")
+                continue
             laps.mark("sample")
             if share.verdict.poisoned:
                 self.cache.zero(again.batch.slots.tolist())
@@ -197,9 +216,11 @@ class Decoder:
                 self._commit([share], again)
 
     def _end(self, sessions: Sequence[Session]) -> None:
-        """Requests that finished in this step: stop their clocks and write their records."""
+        """Turns that are over: stop their clocks and write their records, once."""
         for session in sessions:
-            session.ended = self.clock()
+            if session.recorded:
+                continue
+            session.recorded, session.ended = True, self.clock()
             self.reporter.request(session, session.ended - session.started)
             self.deciding.finish(session.policy, session.id)
 
@@ -213,40 +234,73 @@ class Decoder:
         request_id: str | None = None,
     ) -> Session:
         """Admit a request and prefill its prompt; see ``Requests.open``."""
-        policy = policy or self.config.policy
-        self.deciding.add(policy)
-        session = self.requests.open(self, ids, rules, policy, request_id)
-        if session.finished:
-            self._end([session])
-            session.emit([])
+        policy = self.config.policy if policy is None else policy
+        with self._lock:
+            self.deciding.add(policy)
+            session = self.requests.open(self, ids, rules, policy, request_id)
+            if session.finished:
+                self._end([session])
+        session.stream()
         return session
 
     def extend_session(
         self, session: Session, ids: Sequence[int], max_new_tokens: int | None
     ) -> None:
         """A further turn; a turn that was still running ends as ``closed``."""
-        self.requests.check_turn(session, ids, max_new_tokens)
-        if not session.finished:
-            session.finish = Finish("closed", "extended by the caller")
+        with self._lock:
+            self.requests.check_turn(session, ids, max_new_tokens)
+            session.finish = session.finish or Finish("closed", "extended by the caller")
             self._end([session])
-        self.requests.extend(session, ids, max_new_tokens)
+            session.stream()
+            try:
+                self.requests.extend(session, ids, max_new_tokens)
+            finally:
+                if session.finished:
+                    self._end([session])
         if session.rules.streamer is not None:
             session.rules.streamer.put(torch.tensor([ids]))
-        if session.finished:
-            self._end([session])
-            session.emit([])
+        session.stream()
 
-    def check_policy(self, name: str) -> None:
-        """Raise unless ``name`` is a policy."""
-        self.deciding.add(name)
+    def change_policy(self, session: Session, name: str) -> None:
+        """Another policy from the next step on; raises unless ``name`` is one."""
+        with self._lock:
+            self.deciding.add(name)
+            self.deciding.finish(session.policy, session.id)
+            session.policy = name
 
     def close_session(self, session: Session) -> None:
         """Give a session's slots back; an unfinished request is logged as ``closed``."""
-        unfinished = not session.finished
-        self.requests.close(session)
-        if unfinished:
+        with self._lock:
+            self.requests.close(session)
             self._end([session])
+        session.stream()
 
     def check_integrity(self) -> None:
         """Raise CacheError unless every slot is owned once or free and the counts add up."""
-        self.requests.check_integrity()
+        with self._lock:
+            self.requests.check_integrity()
+
+    def close(self) -> None:
+        """Close all sessions and the log, and take the hooks off the model."""
+        for session in self.requests.open_sessions():
+            self.close_session(session)
+        self.target.close()
+        self.log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _stream(sessions: Sequence[Session]) -> None:
+    """Feed every streamer; a consumer that raises does not cost the others their tokens."""
+    problems: list[BaseException] = []
+    for session in sessions:
+        try:
+            session.stream()
+        except BaseException as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0]

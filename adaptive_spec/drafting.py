@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptive_spec import tree
-from adaptive_spec.drafters.base import CandidateTree, Committed, Drafter, DraftRequest
+from adaptive_spec.drafters.base import (
+    CandidateTree,
+    Committed,
+    Drafter,
+    DraftRequest,
+    ExtendingDrafter,
+)
 from adaptive_spec.errors import TreeError
 from adaptive_spec.share import Share
 from adaptive_spec.types import Plan
@@ -34,9 +40,11 @@ class Drafting:
         """Fill ``candidates`` with checked trees; empty ones where nothing valid came back."""
         asked = []
         for share in shares:
-            off = self._off.get(share.session.draft.id)
-            share.blame(off)
-            if off is None and share.plan.nodes > 0 and share.plan.depth > 0:
+            wanted = share.plan.drafters is None or self.drafter.name in share.plan.drafters
+            if (off := self._off.get(share.session.draft.id)) is not None:
+                share.faults.append(off)
+            elif wanted and share.plan.nodes > 0 and share.plan.depth > 0:
+                share.asked = True
                 asked.append(share)
         if not asked:
             return
@@ -50,10 +58,29 @@ class Drafting:
                 share.blame(_words("propose", error))
             return
         for share, answer in zip(asked, answers, strict=True):
-            try:
-                share.candidates = self._checked(answer, share.session.draft, share.plan)
-            except Exception as error:
-                share.blame(_words("propose", error))
+            self._take(share, answer, "propose")
+        for call in range(1, max(plan.calls for plan in plans)):
+            self._extend([s for s in asked if s.plan.calls > call and len(s.candidates)])
+
+    def _extend(self, shares: Sequence[Share]) -> None:
+        """A further drafter call; the trees stay as they are where it fails."""
+        if not shares or not isinstance(self.drafter, ExtendingDrafter):
+            return
+        requests = [share.session.draft for share in shares]
+        grown = [share.candidates for share in shares]
+        try:
+            answers = self.drafter.extend(requests, grown, [share.plan for share in shares])
+            for share, answer in zip(shares, answers, strict=True):
+                self._take(share, answer, "extend")
+        except Exception as error:
+            for share in shares:
+                share.blame(_words("extend", error))
+
+    def _take(self, share: Share, answer: object, call: str) -> None:
+        try:
+            share.candidates = self._checked(answer, share.session.draft, share.plan)
+        except Exception as error:
+            share.blame(_words(call, error))
 
     def _checked(self, answer: object, request: DraftRequest, plan: Plan) -> CandidateTree:
         if not isinstance(answer, CandidateTree):
@@ -75,6 +102,10 @@ class Drafting:
         except Exception as error:
             for i in alive:
                 faults[i] = self._switch_off(requests[i], "commit", error)
+        except BaseException as error:  # an interrupt: what the drafter knows is uncertain now
+            for i in alive:
+                self._switch_off(requests[i], "commit", error)
+            raise
         return faults
 
     def finish(self, request: DraftRequest) -> None:
@@ -85,10 +116,10 @@ class Drafting:
             self._switch_off(request, "finish", error)
         self._off.pop(request.id, None)
 
-    def _switch_off(self, request: DraftRequest, call: str, error: Exception) -> str:
+    def _switch_off(self, request: DraftRequest, call: str, error: BaseException) -> str:
         self._off[request.id] = _words(call, error) + "; no more drafts for this request"
         return self._off[request.id]
 
 
-def _words(call: str, error: Exception) -> str:
+def _words(call: str, error: BaseException) -> str:
     return f"drafter {call}: {type(error).__name__}: {error}"

@@ -24,7 +24,7 @@ from adaptive_spec.build import build_drafter, build_log
 from adaptive_spec.config import ConfigLike, load_config
 from adaptive_spec.decoder import Decoder
 from adaptive_spec.drafters.base import Drafter
-from adaptive_spec.errors import ArgumentError, DecodingError, UnsupportedError
+from adaptive_spec.errors import ArgumentError, CacheError, DecodingError, UnsupportedError
 from adaptive_spec.row_rules import row_rules
 from adaptive_spec.sampling import derive_seed
 from adaptive_spec.session import Rules, Session
@@ -55,7 +55,9 @@ class AdaptiveDecoder(Decoder):
     ) -> None:
         resolved = load_config(config)
         parts.setdefault("log", build_log(resolved))
-        super().__init__(model, resolved, drafter or build_drafter(resolved), **parts)
+        super().__init__(
+            model, resolved, build_drafter(resolved) if drafter is None else drafter, **parts
+        )
 
     # -- door 1 ------------------------------------------------------------------------------
 
@@ -248,6 +250,9 @@ class AdaptiveDecoder(Decoder):
                     [session.generated for session in sessions],
                 ) from sessions[failed[0]].error
             return _output(call, sessions)
+        except CacheError as error:
+            kept = [session.generated for session in sessions]
+            raise DecodingError(f"the cache is too small: {error}", kept) from error
         finally:
             for session in sessions:
                 session.close()

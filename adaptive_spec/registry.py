@@ -64,11 +64,13 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: with the closest valid name.
         """
-        name, _, argument = spec.partition(":")
+        name, colon, argument = spec.partition(":")
         known = {entry.name: entry for entry in self.entries()}
         if name not in known:
             names = list(known)
             raise UnknownNameError(
                 f"unknown {self.kind} {name!r}{closest(name, names)}; known: {', '.join(names)}"
             )
-        return known[name], argument or None
+        if colon and not argument:
+            raise UnknownNameError(f"{self.kind} {spec!r}: nothing stands after the colon")
+        return known[name], argument if colon else None

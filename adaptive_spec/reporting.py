@@ -6,17 +6,17 @@ tensors go to the online learner. A receiver that raises is skipped, counted and
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from adaptive_spec.budget_log import BudgetLog, NullLog, RequestRecord, StepRecord
-from adaptive_spec.deciding import Deciding
+from adaptive_spec.deciding import Deciding, warn_softly
 from adaptive_spec.online.base import Feedback, Learner
 from adaptive_spec.profilers.base import Acceptance, Latency
+from adaptive_spec.profilers.clock import Clock
 from adaptive_spec.session import Session
 from adaptive_spec.share import Share
 from adaptive_spec.tree import depths
@@ -35,9 +35,11 @@ class Reporter:
         learner: Learner,
         log: BudgetLog | NullLog,
         drafters: Sequence[str],
+        coupled: bool,
     ) -> None:
         self._deciding, self._latency, self._acceptance = deciding, latency, acceptance
         self._learner, self.log, self._drafters = learner, log, list(drafters)
+        self._noise: Literal["keyed", "coupled"] = "coupled" if coupled else "keyed"
         self.faults: Counter[str] = Counter()
         """Exceptions swallowed, per receiver."""
 
@@ -52,12 +54,13 @@ class Reporter:
             nodes=np.array([sum(len(share.tree) for share in shares)]),
             requests=len(shares),
             context=check.high_water,
-            drafters=tuple(self._drafters),
+            drafters=tuple(self._drafters) if any(share.asked for share in shares) else (),
         )
-        self._tell("latency", self._latency.observe, work, seconds)
+        if not any(share.retried for share in shares):  # else the seconds are not those of the size
+            self._tell("latency", self._latency.observe, work, seconds)
         feedback = []
         for share in shares:
-            if share.verdict.poisoned or share.verdict.error is not None or share.retried:
+            if share.verdict.poisoned or share.verdict.error is not None or share.stale:
                 continue
             labels, heat = label(share, check), share.features.temperature
             self._tell("acceptance", self._acceptance.observe, share.tree, labels, heat)
@@ -67,9 +70,18 @@ class Reporter:
         for share, outcome in zip(shares, outcomes, strict=True):
             self._tell("log", self._log_step, share, outcome, check.high_water, group)
 
-    def between_steps(self, deadline: float) -> None:
-        """Let the learner update, outside the timed step."""
-        self._tell("online", self._learner.between_steps, deadline)
+    def between_steps(self, deadline: float, clock: Clock) -> float:
+        """Let the learner update, outside the timed step; the seconds that an update took."""
+        began = clock()
+        try:
+            record = self._learner.between_steps(deadline)
+        except Exception as error:
+            self.skip("online", error)
+            return 0.0
+        if record is None:
+            return 0.0
+        self._tell("log", self.log.update, record)
+        return clock() - began
 
     def request(self, session: Session, seconds: float) -> None:
         """Tell the log about a request that ended."""
@@ -105,7 +117,7 @@ class Reporter:
                 accepted=share.verdict.accepted,
                 emitted_tokens=share.verdict.tokens,
                 multipliers=self._latency.multipliers(),
-                noise=None if share.features.temperature == 0 else "keyed",
+                noise=self._noise if share.features.temperature > 0 else None,
                 head_version=self._learner.head_version,
                 update_arm=self._learner.arm,
                 faults=share.faults,
@@ -123,7 +135,7 @@ class Reporter:
         self.faults[receiver] += 1
         if self.faults[receiver] == 1:
             why = f"{receiver} failed and is skipped: {type(error).__name__}: {error}"
-            warnings.warn(why, RuntimeWarning, stacklevel=3)
+            warn_softly(why)
 
 
 def _outcome(share: Share, seconds: StepSeconds) -> Outcome:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,12 +36,18 @@ class Requests:
     """Everything about requests that is not a decoding step."""
 
     def __init__(
-        self, target: Target, drafting: Drafting, settings: CacheSection, clock: Clock
+        self,
+        target: Target,
+        drafting: Drafting,
+        settings: CacheSection,
+        clock: Clock,
+        forget: Callable[[str], None],
     ) -> None:
         facts = target.architecture
         self.target, self.drafting, self._clock = target, drafting, clock
         self.pool = SlotPool(settings.slots, facts.context_limit, settings.max_slots)
         self.cache = SlotCache(facts.layers, self.pool)
+        self._forget = forget
         self._chunk = settings.prefill_chunk
         self._sessions: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()
         self._prefix, self._ids = uuid.uuid4().hex[:8], itertools.count()
@@ -63,7 +70,7 @@ class Requests:
             CacheError: the pool's limit cannot hold the prompt.
         """
         self._check_ids(ids, 0)
-        if name in {session.id for session in self._sessions.values() if not session.closed}:
+        if name in {session.id for session in self.open_sessions()}:
             raise ArgumentError("request_id", name, "another open session has this name")
         began = self._clock()
         tokens = [int(token) for token in ids]
@@ -79,9 +86,9 @@ class Requests:
         session = Session(
             decoder, draft.id, rules, policy, owner, draft, tokens, len(tokens), started=began
         )
-        session.release = weakref.finalize(
-            session, _release, self.cache, self.drafting, draft, owner
-        )
+        gone = (self.cache, self.drafting, self._forget, draft, owner)
+        session.release = weakref.finalize(session, _release, *gone)
+        session.streamed = len(tokens)
         self._sessions[owner] = session
         session.finish = rules.stopping.before()
         session.stats.draft_faults += self.drafting.start(draft) is not None
@@ -118,7 +125,8 @@ class Requests:
             raise UnsupportedError(
                 f"{anchored} counts from the first prompt: start a new session for this turn"
             )
-        if max_new_tokens is not None and max_new_tokens < 0:
+        whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
+        if max_new_tokens is not None and not (whole and max_new_tokens >= 0):
             allowed = "expected a whole number, 0 or more"
             raise ArgumentError("max_new_tokens", max_new_tokens, allowed)
         self._check_ids(ids, len(session.tokens))
@@ -138,6 +146,10 @@ class Requests:
                 self.fail(session, why)
         return running
 
+    def open_sessions(self) -> list[Session]:
+        """Sessions that hold slots."""
+        return [session for session in list(self._sessions.values()) if not session.closed]
+
     def close(self, session: Session) -> None:
         """Give the slots back; an unfinished request ends as ``closed``."""
         if not session.closed:
@@ -147,17 +159,15 @@ class Requests:
 
     def check_integrity(self) -> None:
         """Raise CacheError unless slots and requests add up."""
-        expected = {
-            owner: max(len(session.tokens) - 1, 0)
-            for owner, session in self._sessions.items()
-            if not session.closed
-        }
+        sessions = self.open_sessions()
+        expected = {session.owner: max(len(session.tokens) - 1, 0) for session in sessions}
         self.pool.check_integrity(expected)
 
     def _prefill_or_release(self, session: Session, told: int) -> None:
         try:
             self._prefill(session, told)
-        except BaseException:
+        except BaseException as error:
+            session.finish = Finish("error", f"prefill: {type(error).__name__}: {error}")
             self.close(session)
             raise
 
@@ -181,6 +191,7 @@ class Requests:
                 self.pool.commit(session.owner, slots, part.positions)
                 if not torch.isfinite(result.logits.amax()):
                     self.fail_owners(self.cache.purge() | {session.owner}, _SICK_PROMPT)
+                    break  # nothing is learned from such states
             known = done + len(chunk) + 1
             news = Committed(
                 tokens=tokens[told:known],
@@ -192,7 +203,7 @@ class Requests:
             faults = self.drafting.commit([session.draft], [news])
             session.stats.draft_faults += faults != [None]
             told = known
-            if known >= len(tokens):
+            if known >= len(tokens) or session.finish_reason == "error":
                 break
         session.stats.prefill_seconds += self._clock() - began
 
@@ -212,7 +223,14 @@ class Requests:
 _SICK_PROMPT = "the prompt gives non-finite logits"
 
 
-def _release(cache: SlotCache, drafting: Drafting, draft: DraftRequest, owner: int) -> None:
+def _release(
+    cache: SlotCache,
+    drafting: Drafting,
+    forget: Callable[[str], None],
+    draft: DraftRequest,
+    owner: int,
+) -> None:
     """What a session leaves behind; must not refer to the session itself."""
     cache.pool.leave(owner)
     drafting.finish(draft)
+    forget(draft.id)

@@ -8,6 +8,8 @@ per row are narrowed to their row; those that cannot be are refused by name.
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +32,7 @@ _FIRST_TURN = (
     lp.SuppressTokensAtBeginLogitsProcessor,
     lp.EncoderRepetitionPenaltyLogitsProcessor,
     lp.EncoderNoRepeatNGramLogitsProcessor,
+    lp.SynthIDTextWatermarkLogitsProcessor,
 )
 """Processors that hold lengths or ids of the first prompt."""
 _REFUSED = (lp.UnbatchedClassifierFreeGuidanceLogitsProcessor,)
@@ -60,8 +63,6 @@ def _narrow(processor: Any, row: int, rows: int) -> Any:
         place = row * processor.batch_size // rows
         mine.generated_ngrams, mine.batch_size = [processor.generated_ngrams[place]], 1
         return mine
-    if isinstance(processor, lp.SynthIDTextWatermarkLogitsProcessor):
-        return copy.deepcopy(processor)
     for name in _ROW_TENSORS:
         held = getattr(processor, name, None)
         if isinstance(held, torch.Tensor):
@@ -69,7 +70,26 @@ def _narrow(processor: Any, row: int, rows: int) -> Any:
             place = row * held.shape[0] // rows
             setattr(mine, name, held[place : place + 1])
             return mine
+    stateful = isinstance(processor, lp.SynthIDTextWatermarkLogitsProcessor)
+    if stateful or not type(processor).__module__.startswith("transformers."):
+        return _own(processor, rows)
     return processor
+
+
+def _own(held: Any, rows: int) -> Any:
+    """What a row may change without its neighbours noticing: a copy where there are several rows.
+
+    Raises:
+        UnsupportedError: it cannot be copied.
+    """
+    if rows == 1:
+        return held
+    try:
+        return copy.deepcopy(held)
+    except Exception as error:
+        raise UnsupportedError(
+            f"{type(held).__name__} cannot be copied, one per row ({error}): pass one row at a time"
+        ) from None
 
 
 def row_rules(
@@ -97,16 +117,17 @@ def row_rules(
     is_padded = len(padded) != len(prompt)
     ends: set[int] = set()
     checks: list[Check] = []
-    most, seconds = context_limit, None
+    most, seconds = context_limit, math.inf
     for criterion in criteria:
-        if isinstance(criterion, sc.EosTokenCriteria):
+        if type(criterion) is sc.EosTokenCriteria:
             ends.update(criterion.eos_token_id.reshape(-1).tolist())
-        elif isinstance(criterion, sc.MaxLengthCriteria):
-            most = max(criterion.max_length - len(padded), 0)
-        elif isinstance(criterion, sc.MaxTimeCriteria):
-            seconds = float(criterion.max_time)
+        elif type(criterion) is sc.MaxLengthCriteria:
+            most = min(most, max(criterion.max_length - len(padded), 0))
+        elif type(criterion) is sc.MaxTimeCriteria:
+            gone = max(time.time() - criterion.initial_timestamp, 0.0)
+            seconds = min(seconds, max(float(criterion.max_time) - gone, 0.0))
         else:
-            checks.append(_check(criterion, padded, len(prompt)))
+            checks.append(_check(_own(criterion, rows), padded, len(prompt)))
     sample = seed is not None
     return Rules(
         sampler=Sampler(
@@ -121,7 +142,7 @@ def row_rules(
             context_limit=context_limit,
             prompt_length=len(prompt),
             end_tokens=frozenset(ends),
-            max_seconds=seconds,
+            max_seconds=None if seconds == math.inf else seconds,
             checks=tuple(checks),
         ),
         seed=seed,

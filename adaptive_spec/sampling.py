@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from adaptive_spec.errors import SamplingError
+from adaptive_spec.errors import SamplingError, UnsupportedError
 from adaptive_spec.types import Floats, Ints
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -97,7 +97,15 @@ class Sampler:
     def scores(self, logits_V: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
         """[V] float32 scores after the processors; ``prefix`` [1, T] ids before this position."""
         raw = logits_V.to(torch.float32, copy=True)[None]
-        return (raw if self.processor is None else self.processor(prefix, raw))[0]
+        if self.processor is None:
+            return raw[0]
+        scores = self.processor(prefix, raw)
+        if scores.shape != raw.shape:
+            raise UnsupportedError(
+                f"a logits processor answered {tuple(scores.shape)} to {tuple(raw.shape)}: "
+                "processors are applied to single nodes and cannot hold scores of a whole batch"
+            )
+        return scores[0]
 
     def perturbed(self, scores_V: torch.Tensor, position: int) -> torch.Tensor:
         """[V] float64 scores plus noise: what the choice is the argmax of."""
@@ -112,20 +120,20 @@ class Sampler:
         """The token for ``position``; the lowest id wins an exact tie.
 
         Raises:
-            SamplingError: every token is masked.
+            SamplingError: every token is masked, a score is NaN, or (when sampling) infinite.
         """
-        if self.noise is None:
-            best, token = scores_V.max(dim=-1)
-        else:
-            alive = torch.isfinite(scores_V).nonzero()[:, 0]
-            if len(alive) == 0:
-                raise SamplingError(_MASKED.format(position=position))
-            noisy = scores_V[alive].double() + self.noise.tensor(position, alive)
-            best, place = noisy.max(dim=-1)
-            token = alive[place]
-        if not torch.isfinite(best):
+        best, token = scores_V.max(dim=-1)
+        if bool(best.isneginf()):
             raise SamplingError(_MASKED.format(position=position))
-        return int(token)
+        if bool(best.isnan()) or (self.noise is not None and bool(best.isposinf())):
+            raise SamplingError(
+                f"the logits processors give a score of {float(best)} ({position=})"
+            )
+        if self.noise is None:
+            return int(token)
+        alive = (scores_V > -torch.inf).nonzero()[:, 0]
+        noisy = scores_V[alive].double() + self.noise.tensor(position, alive)
+        return int(alive[noisy.argmax()])
 
 
 _MASKED = (

@@ -60,10 +60,11 @@ def self_check(target: Target) -> float:
     branches = [_path(leaf) for leaf in _LEAVES]
     inputs = np.stack([np.concatenate([prompt, tokens[branch]]) for branch in branches])
     want = target.model(torch.from_numpy(inputs).to(target.device), use_cache=False).logits.float()
-    worst = 0.0
+    misses = []
     for row, branch in enumerate(branches):
         rows = [0, *(node + 1 for node in branch)]
-        worst = max(worst, float((got[rows] - want[row, _PROMPT - 1 :]).abs().max()))
+        misses.append((got[rows] - want[row, _PROMPT - 1 :]).abs().max())
+    worst = float(torch.stack(misses).max())  # NaN if any is NaN
     scale = max(float(want.abs().max()), 1e-6)
     allowed = _TOLERANCE.get(facts.dtype, 0.05)
     if not worst / scale <= allowed:

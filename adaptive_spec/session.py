@@ -67,6 +67,12 @@ class Session:
     closed: bool = False
     release: Callable[[], Any] = lambda: None
     """Gives the slots back; runs by itself if the session is dropped without ``close``."""
+    past_steps: int = 0
+    """Steps of earlier turns."""
+    recorded: bool = False
+    """The log has this turn's record."""
+    streamed: int | None = 0
+    """Tokens that the streamer has seen; None once it was told the end."""
     _ids: torch.Tensor | None = None
     _filled: int = 0
 
@@ -89,16 +95,17 @@ class Session:
         """Tokens that may still be emitted."""
         return self.rules.stopping.cap - (len(self.tokens) - self.prompt_length)
 
-    def features(self, packed: int) -> Features:
+    def features(self, packed: int, pool_slots: int) -> Features:
         """What controllers may know."""
         return Features(
             request=self.id,
-            step=self.stats.steps,
+            step=self.past_steps + self.stats.steps,
             context=len(self.tokens),
             generated=len(self.tokens) - self.prompt_length,
             remaining=self.remaining,
             temperature=self.rules.sampler.temperature,
             packed=packed,
+            pool_slots=pool_slots,
         )
 
     def step(self) -> list[int]:
@@ -112,8 +119,7 @@ class Session:
 
     def set_policy(self, name: str) -> None:
         """Use another policy from the next step on. The text does not depend on it."""
-        self.decoder.check_policy(name)
-        self.policy = name
+        self.decoder.change_policy(self, name)
 
     def extend(self, ids: Sequence[int] | torch.Tensor, max_new_tokens: int | None = None) -> None:
         """Append a further turn of the user and make the session go on.
@@ -145,13 +151,17 @@ class Session:
                 "extend() it, or start another"
             )
 
-    def emit(self, tokens: Sequence[int]) -> None:
-        """Hand new tokens to the caller's streamer, if there is one."""
-        if self.rules.streamer is not None:
-            for token in tokens:
-                self.rules.streamer.put(torch.tensor([token]))
-            if self.finished:
-                self.rules.streamer.end()
+    def stream(self) -> None:
+        """Hand what is new to the caller's streamer; nothing is lost if it raises in between."""
+        streamer = self.rules.streamer
+        if streamer is None or self.streamed is None:
+            return
+        while self.streamed < len(self.tokens):
+            self.streamed += 1
+            streamer.put(torch.tensor([self.tokens[self.streamed - 1]]))
+        if self.finished:
+            self.streamed = None
+            streamer.end()
 
     def prefix(self, path: Sequence[int]) -> torch.Tensor:
         """[1, T] ids that processors see before the next token: prompt row, output, ``path``."""
@@ -177,4 +187,7 @@ class Session:
         self.tokens.extend(ids)
         self.prompt_length = len(self.tokens)
         self.finish, self.ended, self._ids = None, None, None
-        self.stats = RequestStats()
+        self.streamed = len(self.tokens)
+        self.past_steps += self.stats.steps
+        self.stats, self.recorded = RequestStats(), False
+        self.scores, self.logits = [], []

@@ -38,6 +38,8 @@ class Share:
     session: Session
     features: Features
     plan: Plan = field(default_factory=lambda: Plan(nodes=0, depth=0))
+    asked: bool = False
+    """The drafter was asked."""
     candidates: CandidateTree = field(default_factory=CandidateTree.empty)
     """What was drafted; in best-first order once there is an offer."""
     offer: Offer = field(init=False)
@@ -48,6 +50,9 @@ class Share:
     """Row of the root in the packed forward."""
     verdict: Verdict = field(default_factory=Verdict)
     retried: bool = False
+    """The forward that counted was not the first: its seconds say nothing about its size."""
+    stale: bool = False
+    """The verdict comes from a forward of its own, not from the step's."""
     faults: list[str] = field(default_factory=list)
 
     def blame(self, fault: str | None) -> None:
@@ -61,9 +66,21 @@ class Share:
         self.tree = trees.select(self.candidates, np.arange(size))
         self.decision = replace(self.decision, size=size)
 
+    def halve(self) -> None:
+        """Verify half as many nodes, after memory ran out."""
+        self.session.stats.memory_retries += 1
+        self._fall_back(len(self.tree) // 2, "out of memory: budget halved")
+
     def retry_plainly(self) -> None:
         """Start over with the root alone, after non-finite logits."""
         self.session.stats.nonfinite_retries += 1
-        self.faults.append("non-finite logits: retried plainly and alone")
-        self.verdict, self.retried = Verdict(), True
-        self.cut(0)
+        self.verdict, self.stale = Verdict(), True
+        self._fall_back(0, "non-finite logits: retried plainly and alone")
+
+    def _fall_back(self, size: int, why: str) -> None:
+        """Overrule the decision; what it expected no longer holds."""
+        self.retried = True
+        self.faults.append(f"{why} to {size}")
+        reason = f"{self.decision.reason}; {why}"
+        self.decision = Decision(size=size, reason=reason, theta=self.decision.theta)
+        self.cut(size)

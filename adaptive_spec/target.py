@@ -180,6 +180,10 @@ def refuse(model: Any) -> None:
             raise UnsupportedError(
                 f"{name}: {kind!r} rotary scaling depends on the longest position of a forward"
             )
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        raise UnsupportedError(f"{name}: a model spread over several devices is not supported")
+    if model.device.type == "mps":
+        raise UnsupportedError(f"{name}: mps has no float64, which the keyed noise needs")
     attention = config._attn_implementation
     if attention not in _ATTENTION:
         raise UnsupportedError(

@@ -56,6 +56,8 @@ class Features:
     temperature: float
     packed: int
     """Requests that share this forward."""
+    pool_slots: int
+    """High-water mark of the slot pool before this step: attention reads at least that many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Plan:
     depth: int
     drafters: tuple[str, ...] | None = None
     """Names of the drafters to ask; None asks whatever the config names."""
+    calls: int = 1
+    """Drafter calls: further ones let a drafter that can ``extend`` deepen its own tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ class Labels:
     """The verifier's verdict on every edge of a verified tree, for the acceptance model."""
 
     chosen: Floats
-    """[N] 1 if the node carries the token chosen at its parent, 0 if not, NaN if unknown."""
+    """[N] 1 if the node carries the token chosen at its parent, 0 if not, NaN if unknown; between
+    0 and 1 where the label is the target's probability of the edge."""
     visited: Bools
     """[N] the parent lies on the accepted path."""
     reach: Floats

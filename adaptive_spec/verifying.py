@@ -68,10 +68,9 @@ def verify(target: Target, cache: SlotCache, shares: Sequence[Share], laps: Laps
         except Exception as error:
             if not is_out_of_memory(error) or not any(len(share.tree) for share in shares):
                 raise
+            cache.shrink()
             for share in shares:
-                share.cut(len(share.tree) // 2)
-                share.faults.append(f"out of memory: budget halved to {len(share.tree)}")
-                share.session.stats.memory_retries += 1
+                share.halve()
             continue
         for share, start in zip(shares, batch.starts.tolist(), strict=False):
             share.first_row = start
@@ -97,12 +96,12 @@ def judge(share: Share, check: Verification, elapsed: float) -> None:
         if sampler.is_argmax and not keep and check.finite[row]:
             return int(check.top[row])
         scores = sampler.scores(check.logits[row], session.prefix(verdict.tokens))
-        if not check.finite[row] and not torch.isfinite(scores.amax()):
+        if not check.finite[row] and not torch.isfinite(scores.amax()):  # no processor mended it
             raise _PoisonedError
         if rules.keep_scores:
             verdict.scores.append(scores)
         if rules.keep_logits:
-            verdict.logits.append(check.logits[row].float())
+            verdict.logits.append(check.logits[row].to(torch.float32, copy=True))
         return sampler.choose(scores, here + len(verdict.tokens))
 
     try:
@@ -120,6 +119,9 @@ def judge(share: Share, check: Verification, elapsed: float) -> None:
         verdict.poisoned = True
     except SamplingError as error:
         verdict.error, verdict.finish = error, Finish("error", str(error))
+    except Exception as error:
+        error.add_note(f"raised while request {session.id} chose its next token")
+        raise
 
 
 def label(share: Share, check: Verification) -> Labels:
@@ -131,7 +133,7 @@ def label(share: Share, check: Verification) -> Labels:
     tree, verdict = share.tree, share.verdict
     size = len(tree) + 1
     choice, seen = np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.bool_)
-    if share.session.rules.sampler.is_argmax and not share.retried:
+    if share.session.rules.sampler.is_argmax and not share.stale:
         all_rows = slice(share.first_row, share.first_row + size)
         choice[:] = np.where(check.finite[all_rows], check.top[all_rows], -1)
     rows = np.asarray(verdict.nodes, dtype=np.int64) + 1

@@ -37,7 +37,9 @@ def test_every_order_of_accepted_lengths(tiny: Any, make: Any) -> None:
     for first in range(0, len(patterns), 32):
         packed = {str(i): patterns[first + i] for i in range(32)}
         decoder = make(tiny("llama"), "fixed:16", drafter=_Several(answers, packed))
-        sessions = [decoder.start(PROMPTS[i % 20], max_new_tokens=cap) for i in range(32)]
+        sessions = [
+            decoder.start(PROMPTS[i % 20], request_id=str(i), max_new_tokens=cap) for i in range(32)
+        ]
         lengths: dict[str, list[int]] = {session.id: [] for session in sessions}
         while live := [session for session in sessions if not session.finished]:
             for session, tokens in zip(live, decoder.step(live), strict=True):

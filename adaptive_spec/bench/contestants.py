@@ -40,6 +40,7 @@ class NoDrafter:
 
     name = "none"
     taps: tuple[int, ...] = ()
+    reads_noise = False
     has_model = False
 
     def start(self, request: DraftRequest) -> None: ...

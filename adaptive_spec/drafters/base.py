@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class DraftRequest:
     prompt_length: int
     temperature: float
     noise: Noise | None
-    """None at temperature 0, and where coupled drafting is switched off."""
+    """None at temperature 0."""
     vocab: int
 
 
@@ -127,6 +127,8 @@ class Drafter(Protocol):
     name: str
     taps: tuple[int, ...]
     """Target layers whose hidden states ``commit`` needs; () for none."""
+    reads_noise: bool
+    """True if trees depend on ``DraftRequest.noise`` (coupled drafting)."""
     has_model: bool
     """True if drafting runs a model: its seconds then count as forward, not as controller."""
 
@@ -143,16 +145,15 @@ class Drafter(Protocol):
     def finish(self, request: DraftRequest) -> None: ...
 
 
+@runtime_checkable
 class ExtendingDrafter(Drafter, Protocol):
-    """A drafter that can deepen its own trees by a further, separately priced call."""
+    """A drafter that can deepen its own trees by further calls (``Plan.calls``)."""
 
     def extend(
         self,
         requests: Sequence[DraftRequest],
         trees: Sequence[CandidateTree],
         plans: Sequence[Plan],
-    ) -> Sequence[CandidateTree]: ...
-
-
-DrafterOptions = Mapping[str, Any]
-"""Keyword options of a drafter, from its own section of the config."""
+    ) -> Sequence[CandidateTree]:
+        """The same trees, deepened; ``plan.nodes`` and ``plan.depth`` bound the result."""
+        ...

@@ -190,6 +190,7 @@ class SuffixDrafter:
 
     name = "suffix"
     taps: tuple[int, ...] = ()
+    reads_noise = False
     has_model = False
 
     def __init__(

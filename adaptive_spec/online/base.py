@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.types import Ints, Labels
@@ -47,8 +47,12 @@ class Learner(Protocol):
         """Buffer what is worth keeping; copy what must outlive this call."""
         ...
 
-    def between_steps(self, deadline: float) -> None:
-        """Update if it pays. ``deadline``: seconds on the decoder's clock to return by."""
+    def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
+        """Update if it pays; the record of the decision for the log, or None.
+
+        Args:
+            deadline: reading of the decoder's clock to return by.
+        """
         ...
 
 
@@ -61,5 +65,5 @@ class NoUpdate:
     def observe(self, feedback: Sequence[Feedback]) -> None:
         return None
 
-    def between_steps(self, deadline: float) -> None:
+    def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
         return None

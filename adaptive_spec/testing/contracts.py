@@ -96,6 +96,7 @@ def _features(name: str, step: int, packed: int) -> Features:
         remaining=200 - step,
         temperature=0.0 if step % 2 else 0.8,
         packed=packed,
+        pool_slots=100 + step,
     )
 
 

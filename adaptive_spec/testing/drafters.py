@@ -18,6 +18,7 @@ class _Stateless:
 
     name = "scripted"
     taps: tuple[int, ...] = ()
+    reads_noise = False
     has_model = False
 
     def start(self, request: DraftRequest) -> None:
@@ -92,6 +93,7 @@ class KeyedDrafter(_Stateless):
     """
 
     name = "keyed"
+    reads_noise = True
 
     def __init__(self, table: Floats, width: int = 2) -> None:
         self._table, self._width = table, width
