@@ -56,6 +56,8 @@ class LogSection(_Section):
 class SuffixSection(_Section):
     """Options of the ``suffix`` drafter."""
 
+    floor: float = Field(0.06, ge=0, lt=1, description="least estimated survival of a node")
+
 
 class Config(_Section):
     """Everything that can be set. See ``adaptive_spec/configs`` for the presets."""

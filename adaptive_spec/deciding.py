@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from numbers import Integral
 from typing import TypeVar
 
@@ -58,8 +59,12 @@ class Deciding:
         for share, plan in zip(shares, plans, strict=True):
             share.plan = plan or NOTHING
 
-    def cut(self, shares: Sequence[Share]) -> None:
-        """Fill ``decision`` with executable decisions, and ``tree`` with what they leave."""
+    def cut(self, shares: Sequence[Share], room: int) -> None:
+        """Fill ``decision`` with executable decisions, and ``tree`` with what they leave.
+
+        Args:
+            room: nodes that the pool can hold for all requests of the step together.
+        """
 
         def ask(controller: Controller, group: Sequence[Offer]) -> Sequence[Decision]:
             return controller.cut(group, self._latency)
@@ -73,6 +78,11 @@ class Deciding:
             plain = f"plain decoding: {self.broken.get(policy)}"
             share.decision = decision or Decision(size=0, reason=plain)
             share.cut(share.decision.size)
+        for share, size in zip(shares, _fitted([len(s.tree) for s in shares], room), strict=True):
+            if size < len(share.tree):
+                reason = f"{share.decision.reason}; the pool has room for {size}"
+                share.decision = replace(share.decision, reason=reason)
+                share.cut(size)
         self._reported |= self.broken.keys() & set(policies)
 
     def observe(self, policies: Sequence[str], outcomes: Sequence[Outcome]) -> None:
@@ -151,6 +161,14 @@ def _groups(policies: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
         yield policy, [i for i, name in enumerate(policies) if name == policy]
 
 
+def _fitted(sizes: Sequence[int], room: int) -> list[int]:
+    """Sizes whose sum is at most ``room``: the largest give way first."""
+    fitted = list(sizes)
+    while sum(fitted) > room:
+        fitted[fitted.index(max(fitted))] -= 1
+    return fitted
+
+
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{value!r} is not a whole number")
@@ -164,11 +182,5 @@ def _clamped_decision(decision: Decision, offer: Offer) -> Decision:
     inside = max(0, min(size, offer.largest))
     if inside == size:
         return decision
-    return Decision(
-        size=inside,
-        reason=f"{decision.reason} (clamped from {size} to {inside})",
-        theta=decision.theta,
-        expected_tokens=decision.expected_tokens,
-        expected_seconds=decision.expected_seconds,
-        predicted=decision.predicted,
-    )
+    reason = f"{decision.reason} (clamped from {size} to {inside})"
+    return replace(decision, size=inside, reason=reason)

@@ -109,7 +109,7 @@ class Decoder:
         shares = [Share(s, s.features(len(sessions), high_water)) for s in sessions]
         self.deciding.plan(shares)
         self._draft(shares, laps)
-        self.deciding.cut(shares)
+        self.deciding.cut(shares, max(self._pool.free - len(shares), 0))
         check = verify(self.target, self.cache, shares, laps)
         for share in shares:
             judge(share, check, self.clock() - share.session.started)
@@ -139,8 +139,6 @@ class Decoder:
         self.drafting.propose(shares)
         laps.mark("draft")
         spare = max(self._pool.free - len(shares), 0)
-        if sum(len(share.candidates) for share in shares) > spare:
-            spare //= len(shares)
         for share in shares:
             alive = self._survival(share.candidates, share.features.temperature)
             order = trees.best_first(alive)

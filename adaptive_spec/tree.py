@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import count
+from math import inf, log
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ def grow(
     expand: Callable[[Handle], Sequence[Child[Handle]]],
     nodes: int,
     depth: int,
+    floor: float = 0.0,
 ) -> CandidateTree:
     """The best ``nodes`` prefixes of a distribution whose children are produced on demand.
 
@@ -40,6 +42,7 @@ def grow(
         expand: handle -> children by falling log-probability. Called once per grown node.
         nodes: most nodes to grow.
         depth: deepest node, counted from 1.
+        floor: least survival of a node; what is less likely is not worth a row anywhere.
 
     Returns:
         Nodes in the order they were popped, so every prefix is itself the best tree of its size.
@@ -49,12 +52,15 @@ def grow(
     logq: list[float] = []
     rank: list[int] = []
     tick = count()  # breaks ties in the order of discovery, so handles are never compared
+    dearest = -log(floor) if floor > 0 else inf
     heap: list[tuple[float, int, int, int, int, Sequence[Child[Handle]]]] = []
     siblings = expand(root) if nodes > 0 and depth > 0 else ()
     if siblings:
         heappush(heap, (-siblings[0][1], next(tick), ROOT, 0, 1, siblings))
     while heap and len(token) < nodes:
         cost, _, above, place, level, siblings = heappop(heap)
+        if cost > dearest:
+            break
         here, log_here, handle = siblings[place]
         node = len(token)
         token.append(here)

@@ -80,7 +80,8 @@ class Offer:
     survival: Floats
     """[N] falling: estimated probability that node i is reached and accepted."""
     largest: int
-    """Largest executable size: offered nodes, pool and remaining tokens considered."""
+    """Largest executable size, by what was offered and what the pool could hold for this request
+    alone; requests of one step that together want more are cut, the largest first."""
 
 
 @dataclass(frozen=True, slots=True)

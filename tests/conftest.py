@@ -73,3 +73,29 @@ def _counted(model: Any) -> Iterator[list[int]]:
 def counted() -> Callable[[Any], Any]:
     """``with counted(model) as rows``: rows of every forward of the model meanwhile."""
     return _counted
+
+
+# -- which rows of the fault table hold: pytest -m fault -------------------------------------------
+
+_rows: dict[str, list[str]] = {}
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Book every test under the rows that it covers."""
+    if call.when == "call" or call.excinfo is not None:
+        for marker in item.iter_markers("fault"):
+            for row in marker.args:
+                _rows.setdefault(row, []).append("failed" if call.excinfo else "passed")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """One line per row, where rows were asked for."""
+    if config.getoption("markexpr") != "fault":
+        return
+    terminalreporter.section("rows of the fault table")
+    for row in sorted(_rows, key=lambda name: (name[0], int(name[1:]))):
+        outcomes = _rows[row]
+        verdict = "FAILS" if "failed" in outcomes else "holds"
+        terminalreporter.line(
+            f"{row:4} {verdict}  {outcomes.count('passed')}/{len(outcomes)} tests"
+        )
