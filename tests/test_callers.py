@@ -175,6 +175,6 @@ def test_arguments_of_a_further_turn(tiny: Any, make: Any) -> None:
         assert len([token for tokens in session for token in tokens]) == 3
     with pytest.raises(SessionError):
         session.extend([5])
-    with decoder.start(PROMPTS[0], max_new_tokens=4, min_new_tokens=2, eos_token_id=1) as session:
-        with pytest.raises(UnsupportedError, match="MinNewTokens"):
-            session.extend([5])
+    anchored = decoder.start(PROMPTS[0], max_new_tokens=4, min_new_tokens=2, eos_token_id=1)
+    with anchored as session, pytest.raises(UnsupportedError, match="MinNewTokens"):
+        session.extend([5])
