@@ -53,7 +53,7 @@ def step(
     )
     predicted = tuple((0.1 * numbers.random(nodes + 1)).tolist())
     outcome = Outcome(
-        features=Features("r1", 7, 120, 20, 80, 0.8, 1),
+        features=Features("r1", 7, 120, 20, 80, 0.8, 1, 64),
         decision=Decision(nodes, reason, theta, 2.5, 0.05, predicted),
         offered=nodes,
         accepted=2,

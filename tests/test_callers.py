@@ -77,7 +77,7 @@ def test_infinite_scores(tiny: Any, make: Any) -> None:
     call = {"max_new_tokens": 3, "logits_processor": listed(Infinite())}
     want = model.generate(PROMPTS[:1], do_sample=False, **call)
     assert decoder.generate(PROMPTS[:1], do_sample=False, **call).tolist() == want.tolist()
-    with pytest.raises(DecodingError, match="score inf"):
+    with pytest.raises(DecodingError, match="score"):
         decoder.generate(PROMPTS[:1], do_sample=True, seed=1, **call)
 
 
@@ -176,5 +176,5 @@ def test_arguments_of_a_further_turn(tiny: Any, make: Any) -> None:
     with pytest.raises(SessionError):
         session.extend([5])
     anchored = decoder.start(PROMPTS[0], max_new_tokens=4, min_new_tokens=2, eos_token_id=1)
-    with anchored as session, pytest.raises(UnsupportedError, match="MinNewTokens"):
+    with anchored as session, pytest.raises(UnsupportedError, match="counts from the first prompt"):
         session.extend([5])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from itertools import pairwise
 from typing import Any
+
+import pytest
 
 from adaptive_spec import AdaptiveDecoder
 from adaptive_spec.testing.tiny import tiny_model
@@ -28,8 +31,9 @@ def test_two_thousand_tokens() -> None:
     assert decoder.cache.pool.high_water == 0
 
 
+@pytest.mark.filterwarnings("ignore")  # pytest keeps every warning
 def test_many_requests_leave_nothing(make: Any, tiny: Any) -> None:
-    """After a warm-up, 150 further requests leave less than 200 bytes each on the host."""
+    """A request that is over leaves less than 100 bytes on the host."""
     decoder = make(tiny("llama"), "fixed:4")
 
     def serve(count: int) -> None:
@@ -38,14 +42,14 @@ def test_many_requests_leave_nothing(make: Any, tiny: Any) -> None:
                 for _ in session:
                     pass
 
-    serve(20)
-    gc.collect()
+    held = []
     tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
-    serve(150)
-    gc.collect()
-    after, _ = tracemalloc.get_traced_memory()
+    for _ in range(5):
+        serve(60)
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
-    assert after - before < 150 * 200
+    # Tables of the interpreter grow in jumps; what a request leaves behind shows in every round.
+    assert min(later - earlier for earlier, later in pairwise(held)) < 60 * 100
     assert decoder.requests.open_sessions() == []
     decoder.check_integrity()
