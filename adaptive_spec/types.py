@@ -107,6 +107,8 @@ class StepSeconds:
     sample: float = 0.0
     host: float = 0.0
     update: float = 0.0
+    drafts: tuple[tuple[str, float], ...] = ()
+    """(drafter, seconds) of those that were asked; together they are ``draft``."""
 
     @property
     def total(self) -> float:
@@ -132,6 +134,7 @@ class Work:
     context: int
     """High-water mark of the slot pool: attention reads that many slots."""
     drafters: tuple[str, ...] = ()
+    """Names of the drafters that are asked, each priced by itself; () drafts nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ fields that they would fill are null.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,8 +38,22 @@ class Acceptance(Protocol):
         """[N] probability in [0, 1] that node i is the target's choice, given its parent."""
         ...
 
+    def combine(self, several: Sequence[Floats], temperature: float) -> Floats:
+        """[N] probability of edges that several drafters propose.
+
+        Args:
+            several: per drafter [N] calibrated probability, NaN where it did not propose the edge.
+        """
+        ...
+
     def observe(self, tree: CandidateTree, labels: Labels, temperature: float) -> None:
         """What the target said of every edge of one verified tree."""
+        ...
+
+    def observe_combined(
+        self, several: Sequence[Floats], labels: Labels, temperature: float
+    ) -> None:
+        """The same for edges that several drafters proposed."""
         ...
 
 
@@ -62,5 +76,14 @@ class NullAcceptance:
     def calibrate(self, tree: CandidateTree, temperature: float) -> Floats:
         return np.exp(tree.logq)
 
+    def combine(self, several: Sequence[Floats], temperature: float) -> Floats:
+        best: Floats = np.fmax.reduce(list(several))
+        return best
+
     def observe(self, tree: CandidateTree, labels: Labels, temperature: float) -> None:
+        return None
+
+    def observe_combined(
+        self, several: Sequence[Floats], labels: Labels, temperature: float
+    ) -> None:
         return None
