@@ -107,9 +107,10 @@ class Decoder:
     def _step(self, sessions: Sequence[Session]) -> list[list[int]]:
         laps, group, high_water = Laps(self.clock), next(self._groups), self._pool.high_water
         shares = [Share(s, s.features(len(sessions), high_water)) for s in sessions]
+        room = max(self._pool.free - len(shares), 0)
         self.deciding.plan(shares)
-        self._draft(shares, laps)
-        self.deciding.cut(shares, max(self._pool.free - len(shares), 0))
+        self._draft(shares, room, laps)
+        self.deciding.cut(shares, room)
         check = verify(self.target, self.cache, shares, laps)
         for share in shares:
             judge(share, check, self.clock() - share.session.started)
@@ -133,18 +134,17 @@ class Decoder:
                 raise SessionError(f"session {session.id} belongs to another decoder")
             session.check_open()
 
-    def _draft(self, shares: Sequence[Share], laps: Laps) -> None:
+    def _draft(self, shares: Sequence[Share], room: int, laps: Laps) -> None:
         """Candidate trees, calibrated and put in best-first order; what of them can be verified."""
         laps.mark("host")
         self.drafting.propose(shares)
         laps.mark("draft")
-        spare = max(self._pool.free - len(shares), 0)
         for share in shares:
             alive = self._survival(share.candidates, share.features.temperature)
             order = trees.best_first(alive)
             share.candidates, alive = trees.select(share.candidates, order), alive[order]
             alive.setflags(write=False)
-            share.offer = Offer(share.features, alive, largest=min(len(order), spare))
+            share.offer = Offer(share.features, alive, largest=min(len(order), room))
 
     def _survival(self, tree: CandidateTree, temperature: float) -> Floats:
         """By the acceptance model, or by the drafter's own probabilities where that fails."""

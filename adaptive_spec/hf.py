@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from adaptive_spec.arguments import (
     check_inputs,
@@ -25,7 +24,8 @@ from adaptive_spec.config import ConfigLike, load_config
 from adaptive_spec.decoder import Decoder
 from adaptive_spec.drafters.base import Drafter
 from adaptive_spec.errors import ArgumentError, CacheError, DecodingError, UnsupportedError
-from adaptive_spec.row_rules import row_rules
+from adaptive_spec.outputs import assemble
+from adaptive_spec.row_rules import row_rules, stop_string_criteria, without_stop_strings
 from adaptive_spec.sampling import derive_seed
 from adaptive_spec.session import Rules, Session
 
@@ -112,7 +112,7 @@ class AdaptiveDecoder(Decoder):
     ) -> _Bound:
         """A ``custom_generate`` with what transformers does not hand to a callable."""
         check_values({"stop_strings": stop_strings}, self.target.architecture.vocab)
-        return _Bound(self, streamer=streamer, criteria=_stop_strings(stop_strings, tokenizer))
+        return _Bound(self, streamer=streamer, criteria=stop_string_criteria(stop_strings, tokenizer))
 
     # -- door 3 ------------------------------------------------------------------------------
 
@@ -175,8 +175,8 @@ class AdaptiveDecoder(Decoder):
         strings = passed.pop("stop_strings", None) or getattr(options, "stop_strings", None)
         if strings:
             if options is not None and options.stop_strings is not None:
-                passed["generation_config"] = _without_stop_strings(options)
-            mine = _stop_strings(strings, tokenizer)
+                passed["generation_config"] = _withoutstop_string_criteria(options)
+            mine = stop_string_criteria(strings, tokenizer)
             passed["stopping_criteria"] = StoppingCriteriaList(
                 [*(passed.get("stopping_criteria") or []), *mine]
             )
@@ -249,7 +249,7 @@ class AdaptiveDecoder(Decoder):
                     f"row {failed[0]} ended early: {finish.detail if finish else ''}",
                     [session.generated for session in sessions],
                 ) from sessions[failed[0]].error
-            return _output(call, sessions)
+            return assemble(call.input_ids, call.options, sessions)
         except CacheError as error:
             kept = [session.generated for session in sessions]
             raise DecodingError(f"the cache is too small: {error}", kept) from error
@@ -304,48 +304,3 @@ class _Capture(_Bound):
     def run(self, call: _Call) -> Any:
         self.call = call
         return call.input_ids
-
-
-def _stop_strings(strings: str | Sequence[str] | None, tokenizer: Any) -> list[Any]:
-    if not strings:
-        return []
-    if tokenizer is None:
-        raise ArgumentError("tokenizer", None, "stop_strings need the model's tokenizer")
-    return [StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)]
-
-
-def _without_stop_strings(options: Any) -> Any:
-    fields = {**options.to_dict(), "stop_strings": None}
-    return type(options).from_dict(fields)
-
-
-def _output(call: _Call, sessions: Sequence[Session]) -> Any:
-    """[rows, T + longest] sequences, padded on the right, or the dict form."""
-    pad = call.options.pad_token_id
-    if pad is None:
-        ends = call.options.eos_token_id
-        pad = 0 if ends is None else (ends if isinstance(ends, int) else ends[0])
-    longest = max(len(session.generated) for session in sessions)
-    ids = call.input_ids
-    new = torch.full((len(sessions), longest), pad, dtype=ids.dtype, device=ids.device)
-    for row, session in enumerate(sessions):
-        new[row, : len(session.generated)] = torch.tensor(session.generated, dtype=ids.dtype)
-    sequences = torch.cat([ids, new], dim=1)
-    if not call.options.return_dict_in_generate:
-        return sequences
-    return GenerateDecoderOnlyOutput(
-        sequences=sequences,
-        scores=_stacked([session.scores for session in sessions], longest),
-        logits=_stacked([session.logits for session in sessions], longest),
-    )
-
-
-def _stacked(rows: Sequence[Sequence[torch.Tensor]], longest: int) -> Any:
-    """Per new token [rows, V]; rows that had finished hold -inf. None where nothing was kept."""
-    kept = next((row[0] for row in rows if row), None)
-    if kept is None:
-        return None
-    gone = torch.full_like(kept, -torch.inf)
-    return tuple(
-        torch.stack([row[i] if i < len(row) else gone for row in rows]) for i in range(longest)
-    )

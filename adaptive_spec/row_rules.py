@@ -17,7 +17,7 @@ import torch
 from transformers.generation import logits_process as lp
 from transformers.generation import stopping_criteria as sc
 
-from adaptive_spec.errors import UnsupportedError
+from adaptive_spec.errors import ArgumentError, UnsupportedError
 from adaptive_spec.sampling import KeyedNoise, Sampler
 from adaptive_spec.session import Rules
 from adaptive_spec.stopping import Check, Finish, Stopping
@@ -168,3 +168,18 @@ def _check(criterion: Any, padded: torch.Tensor, prompt_length: int) -> Check:
         return Finish("stop", detail) if stopped else None
 
     return check
+
+
+def stop_string_criteria(strings: str | Sequence[str] | None, tokenizer: Any) -> list[Any]:
+    """Stop strings as a criterion; [] for none. Raises ArgumentError without a tokenizer."""
+    if not strings:
+        return []
+    if tokenizer is None:
+        raise ArgumentError("tokenizer", None, "stop_strings need the model's tokenizer")
+    return [sc.StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)]
+
+
+def without_stop_strings(options: Any) -> Any:
+    """A copy of a ``GenerationConfig`` whose stop strings are handled elsewhere."""
+    fields = {**options.to_dict(), "stop_strings": None}
+    return type(options).from_dict(fields)

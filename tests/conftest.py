@@ -39,6 +39,12 @@ def tiny() -> Callable[..., Any]:
     return cache(tiny_model)
 
 
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    """A tiny Llama of a module's own, for tests that hurt it."""
+    return tiny_model("llama")
+
+
 @pytest.fixture(scope="session")
 def make() -> Callable[..., AdaptiveDecoder]:
     """``make(model, policy, drafter=..., cache={...})``: a decoder without the start-up check."""

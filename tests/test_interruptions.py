@@ -21,27 +21,10 @@ from adaptive_spec.sampling import Sampler
 from adaptive_spec.stopping import Stopping
 from adaptive_spec.testing.drafters import ScriptedDrafter
 from adaptive_spec.testing.tiny import CONTEXT, tiny_model
-from adaptive_spec.testing.yardsticks import check_state, run
+from adaptive_spec.testing.yardsticks import check_state, plain, run
 
 PROMPT = [5, 6, 7, 8, 5, 6]
 SAMPLE = {"do_sample": True, "temperature": 0.9, "top_k": 0, "seed": 3}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return tiny_model("llama")
-
-
-def plain(model: Any, prompt: Sequence[int], **call: Any) -> list[int]:
-    return run(AdaptiveDecoder(model, "plain"), prompt, **call)
 
 
 def scripted(model: Any, text: Sequence[int], *pattern: int) -> AdaptiveDecoder:

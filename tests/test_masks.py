@@ -16,22 +16,10 @@ from adaptive_spec.packing import chain_part, pack, tree_part
 from adaptive_spec.target import Target
 from adaptive_spec.testing.drafters import ScriptedDrafter, flat_tree
 from adaptive_spec.testing.tiny import CONTEXT, KINDS, WINDOW, tiny_model
-from adaptive_spec.testing.yardsticks import check_state, run
+from adaptive_spec.testing.yardsticks import check_state, plain, run
 from adaptive_spec.types import ROOT
 
 PROMPT = [5, 6, 7, 8, 5, 6, 9, 10, 5, 6, 11, 12]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def plain(model: Any, prompt: Sequence[int], **call: Any) -> list[int]:
-    return run(AdaptiveDecoder(model, "plain"), prompt, **call)
 
 
 # -- C4, C8, C9: logits of a tree across the window's edge ----------------------------------------

@@ -13,21 +13,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from adaptive_spec.errors import UnsupportedError
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.testing.tiny import tiny_model
-from adaptive_spec.testing.yardsticks import run
+from adaptive_spec.testing.yardsticks import plain, run
 
 PROMPT = [5, 6, 7, 8, 5, 6, 9, 10, 5, 6, 11, 12]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def plain(model: Any, prompt: Sequence[int], **call: Any) -> list[int]:
-    return run(AdaptiveDecoder(model, "plain"), prompt, **call)
 
 
 # -- C2: what has no slots ------------------------------------------------------------------------

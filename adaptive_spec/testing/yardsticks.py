@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from adaptive_spec.decoder import Decoder
+from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.session import Session
 from adaptive_spec.target import Target
 
@@ -27,6 +28,11 @@ def run(
                 after_step(session)
         tokens: list[int] = session.generated
         return tokens
+
+
+def plain(model: Any, prompt: Sequence[int], **call: Any) -> list[int]:
+    """New tokens of plain decoding: what everything else must equal."""
+    return run(AdaptiveDecoder(model, "plain"), prompt, **call)
 
 
 @torch.no_grad()
