@@ -112,7 +112,9 @@ class AdaptiveDecoder(Decoder):
     ) -> _Bound:
         """A ``custom_generate`` with what transformers does not hand to a callable."""
         check_values({"stop_strings": stop_strings}, self.target.architecture.vocab)
-        return _Bound(self, streamer=streamer, criteria=stop_string_criteria(stop_strings, tokenizer))
+        return _Bound(
+            self, streamer=streamer, criteria=stop_string_criteria(stop_strings, tokenizer)
+        )
 
     # -- door 3 ------------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class AdaptiveDecoder(Decoder):
         strings = passed.pop("stop_strings", None) or getattr(options, "stop_strings", None)
         if strings:
             if options is not None and options.stop_strings is not None:
-                passed["generation_config"] = _withoutstop_string_criteria(options)
+                passed["generation_config"] = without_stop_strings(options)
             mine = stop_string_criteria(strings, tokenizer)
             passed["stopping_criteria"] = StoppingCriteriaList(
                 [*(passed.get("stopping_criteria") or []), *mine]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from adaptive_spec.profilers.base import NullAcceptance, NullLatency
 from adaptive_spec.testing.controllers import LIES, LyingController
 from adaptive_spec.testing.drafters import ScriptedDrafter
 from adaptive_spec.testing.faults import OOMTarget
-from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import check_state, plain, run
 
 PROMPT = [5, 6, 7, 8, 5, 6]
