@@ -27,8 +27,8 @@ FLOORS = {
     3: "cache target selfcheck heads.* kernels.*",
     4: "drafters.* online.* config session requests drafting deciding verifying reporting share "
     "decoder build",
-    5: "hf arguments row_rules outputs cli.* bench.* testing.* training.* models fetching conversion "
-    "user_cache prompts",
+    5: "hf arguments row_rules outputs cli.* bench.* testing.* training.* models fetching "
+    "conversion user_cache prompts",
 }
 """Floor -> modules; a name beats a star."""
 MAY_KNOW_TRANSFORMERS = {"cache"}

@@ -30,4 +30,5 @@ class Laps:
     def seconds(self) -> StepSeconds:
         """The parts so far; the open rest is host time."""
         self.mark("host")
-        return StepSeconds(**self._seconds)
+        taken = dict.fromkeys(("draft", "verify", "sample", "host"), 0.0) | self._seconds
+        return StepSeconds(taken["draft"], taken["verify"], taken["sample"], taken["host"])
