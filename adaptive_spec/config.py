@@ -59,16 +59,31 @@ class SuffixSection(_Section):
     floor: float = Field(0.06, ge=0, lt=1, description="least estimated survival of a node")
 
 
+class DraftModelSection(_Section):
+    """Options of the ``draft_model`` drafter."""
+
+    width: int = Field(4, ge=1, le=64, description="nodes expanded per forward of the draft model")
+    siblings: int = Field(4, ge=1, le=64, description="children considered per node")
+
+
 class Config(_Section):
     """Everything that can be set. See ``adaptive_spec/configs`` for the presets."""
 
-    policy: str = Field("fixed:16", description="NAME or NAME:ARG, see `adaptive-spec policies`")
-    drafter: str = Field("suffix", description="a drafter's name, see `adaptive-spec policies`")
+    policy: str = Field("marginal", description="NAME or NAME:ARG, see `adaptive-spec policies`")
+    drafter: str = Field("suffix", description="NAME[:ARG][+NAME...], see `adaptive-spec policies`")
+    coupled: bool = Field(
+        True,
+        description="when sampling, let drafters read the noise that the target will draw with",
+    )
+    calibration: str | None = Field(
+        None, description="file of `adaptive-spec calibrate` to start from; none starts cold"
+    )
     self_check: bool = Field(True, description="compare a small tree with plain logits at start")
     tree: TreeSection = TreeSection()
     cache: CacheSection = CacheSection()
     log: LogSection = LogSection()
     suffix: SuffixSection = SuffixSection()
+    draft_model: DraftModelSection = DraftModelSection()
 
     def drafter_options(self, name: str) -> dict[str, Any]:
         """The drafter's own section as keyword options; {} for drafters without one."""

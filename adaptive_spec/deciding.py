@@ -7,9 +7,7 @@ decoding for as long as the decoder lives, with one warning.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral
 from typing import TypeVar
@@ -17,6 +15,7 @@ from typing import TypeVar
 from adaptive_spec.controllers.base import Controller
 from adaptive_spec.controllers.plain import NOTHING
 from adaptive_spec.controllers.registry import CONTROLLERS
+from adaptive_spec.isolation import warn_softly
 from adaptive_spec.profilers.base import Latency
 from adaptive_spec.share import Share
 from adaptive_spec.types import Decision, Features, Offer, Outcome, Plan
@@ -142,18 +141,13 @@ class Deciding:
             depth=max(0, min(depth, self._max_depth, features.remaining - 1)),
             drafters=plan.drafters,
             calls=_whole(plan.calls),
+            floor=None if plan.floor is None else min(max(float(plan.floor), 0.0), 0.5),
         )
 
     def _break(self, policy: str, why: str) -> None:
         if policy not in self.broken:
             self.broken[policy] = f"policy {policy} failed ({why})"
             warn_softly(f"{self.broken[policy]}; decoding plainly from now on")
-
-
-def warn_softly(message: str) -> None:
-    """Warn, but never break a step, also where warnings are errors."""
-    with suppress(Exception):
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _groups(policies: Sequence[str]) -> Iterator[tuple[str, list[int]]]:

@@ -11,19 +11,19 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 
-from adaptive_spec import tree as trees
 from adaptive_spec.budget_log import BudgetLog, NullLog
 from adaptive_spec.config import Config
 from adaptive_spec.controllers.base import Controller
 from adaptive_spec.deciding import Deciding
-from adaptive_spec.drafters.base import CandidateTree, Committed, Drafter
-from adaptive_spec.drafting import Drafting
+from adaptive_spec.drafters.base import Committed, Drafter
+from adaptive_spec.drafting import Panel
 from adaptive_spec.errors import SessionError
+from adaptive_spec.isolation import Faults
 from adaptive_spec.online.base import Learner, NoUpdate
 from adaptive_spec.profilers.base import Acceptance, Latency, NullAcceptance, NullLatency
 from adaptive_spec.profilers.clock import Clock, Laps, monotonic
@@ -34,7 +34,8 @@ from adaptive_spec.session import Rules, Session
 from adaptive_spec.share import Share
 from adaptive_spec.stopping import Finish
 from adaptive_spec.target import Target
-from adaptive_spec.types import Floats, Offer
+from adaptive_spec.types import StepSeconds
+from adaptive_spec.valuing import Valuing
 from adaptive_spec.verifying import Verification, judge, verify
 
 NEVER = float("inf")
@@ -44,9 +45,9 @@ class Decoder:
     """Decodes requests in packed steps.
 
     Args:
-        model: a Hugging Face causal language model in eval mode.
+        target: the model behind packed forwards, tapped for what the drafters need.
         config: see ``adaptive_spec.config``.
-        drafter: who proposes trees.
+        drafters: who proposes trees; those of several are merged into one.
         controllers: ready-made controllers by policy name, beside those of the registry.
         latency, acceptance, learner, log: the receivers of what comes of a step; null objects
             stand in for those that are not given.
@@ -55,9 +56,9 @@ class Decoder:
 
     def __init__(
         self,
-        model: Any,
+        target: Target,
         config: Config,
-        drafter: Drafter,
+        drafters: Sequence[Drafter],
         *,
         controllers: Mapping[str, Controller] | None = None,
         latency: Latency | None = None,
@@ -66,17 +67,17 @@ class Decoder:
         log: BudgetLog | NullLog | None = None,
         clock: Clock = monotonic,
     ) -> None:
-        self.config, self.clock = config, clock
-        self.target = Target(model, drafter.taps)
+        self.config, self.clock, self.target = config, clock, target
         if config.self_check:
-            self_check(self.target)
-        self.drafting = Drafting(drafter)
+            self_check(target)
+        self.drafting = Panel(drafters, clock)
+        self.faults = Faults()
         latency = NullLatency() if latency is None else latency
-        self._acceptance: Acceptance = NullAcceptance() if acceptance is None else acceptance
+        acceptance = NullAcceptance() if acceptance is None else acceptance
+        coupled, most = self.drafting.reads_noise, config.tree.max_nodes
+        self.valuing = Valuing(acceptance, coupled, most, self.faults)
         self.deciding = Deciding(latency, config.tree.max_nodes, config.tree.max_depth)
-        self.requests = Requests(
-            self.target, self.drafting, config.cache, clock, self.deciding.forget
-        )
+        self.requests = Requests(target, self.drafting, config.cache, clock, self.deciding.forget)
         self.cache, self._pool = self.requests.cache, self.requests.pool
         for name, controller in (controllers or {}).items():
             self.deciding.add(name, controller)
@@ -85,14 +86,15 @@ class Decoder:
         self.reporter = Reporter(
             self.deciding,
             latency,
-            self._acceptance,
+            self.valuing,
             NoUpdate() if learner is None else learner,
             self.log,
-            [drafter.name],
-            drafter.reads_noise,
+            self.drafting.names,
+            any(coupled),
+            self.faults,
         )
         self._groups = itertools.count()
-        self._update_seconds = 0.0
+        self._update_seconds = self._report_seconds = 0.0
         self._lock = threading.RLock()
 
     def step(self, sessions: Sequence[Session]) -> list[list[int]]:
@@ -109,7 +111,7 @@ class Decoder:
         shares = [Share(s, s.features(len(sessions), high_water)) for s in sessions]
         room = max(self._pool.free - len(shares), 0)
         self.deciding.plan(shares)
-        self._draft(shares, room, laps)
+        drafts = self._draft(shares, room, laps)
         self.deciding.cut(shares, room)
         check = verify(self.target, self.cache, shares, laps)
         for share in shares:
@@ -118,8 +120,7 @@ class Decoder:
         self._commit(shares, check)
         if not check.finite.all():
             self._recover(shares, check, laps)
-        seconds = replace(laps.seconds(), update=self._update_seconds)
-        self.reporter.step(shares, check, seconds, group)
+        self._report(shares, check, self._seconds(laps, drafts), group)
         self._update_seconds = self.reporter.between_steps(NEVER, self.clock)
         self._end([session for session in sessions if session.finished])
         _stream(sessions)
@@ -134,28 +135,16 @@ class Decoder:
                 raise SessionError(f"session {session.id} belongs to another decoder")
             session.check_open()
 
-    def _draft(self, shares: Sequence[Share], room: int, laps: Laps) -> None:
-        """Candidate trees, calibrated and put in best-first order; what of them can be verified."""
+    def _draft(
+        self, shares: Sequence[Share], room: int, laps: Laps
+    ) -> tuple[tuple[str, float], ...]:
+        """Candidate trees, calibrated, merged, best nodes first; seconds of every drafter."""
         laps.mark("host")
-        self.drafting.propose(shares)
+        drafts = self.drafting.propose(shares)
         laps.mark("draft")
         for share in shares:
-            alive = self._survival(share.candidates, share.features.temperature)
-            order = trees.best_first(alive)
-            share.candidates, alive = trees.select(share.candidates, order), alive[order]
-            alive.setflags(write=False)
-            share.offer = Offer(share.features, alive, largest=min(len(order), room))
-
-    def _survival(self, tree: CandidateTree, temperature: float) -> Floats:
-        """By the acceptance model, or by the drafter's own probabilities where that fails."""
-        try:
-            edges = self._acceptance.calibrate(tree, temperature)
-            if not np.isfinite(edges).all():
-                raise ValueError("acceptance probabilities are not finite")
-            return trees.survival(tree, edges)
-        except Exception as error:
-            self.reporter.skip("acceptance", error)
-            return trees.survival(tree, np.exp(tree.logq))
+            self.valuing.offer(share, room)
+        return drafts
 
     def _commit(self, shares: Sequence[Share], check: Verification) -> None:
         """Hand the slots of the visited nodes to their requests, and the tokens with them."""
@@ -181,8 +170,9 @@ class Decoder:
                 )
             )
         faults = self.drafting.commit([share.session.draft for share in shares], news)
-        for share, fault in zip(shares, faults, strict=True):
-            share.blame(fault)
+        for share, words in zip(shares, faults, strict=True):
+            for fault in words:
+                share.blame(fault)
 
     def _recover(self, shares: Sequence[Share], check: Verification, laps: Laps) -> None:
         """After non-finite logits: clean the pool, then retry plainly and alone who got nothing.
@@ -212,6 +202,24 @@ class Decoder:
                 self.requests.fail(session, f"non-finite logits at position {len(session.tokens)}")
             else:
                 self._commit([share], again)
+
+    def _seconds(self, laps: Laps, drafts: tuple[tuple[str, float], ...]) -> StepSeconds:
+        """The step's seconds; reporting the step before counts as this one's host time."""
+        parts = laps.seconds()
+        return replace(
+            parts,
+            host=parts.host + self._report_seconds,
+            update=self._update_seconds,
+            draft_model=sum(s for name, s in drafts if name in self.drafting.runs_model),
+            drafts=drafts,
+        )
+
+    def _report(
+        self, shares: Sequence[Share], check: Verification, seconds: StepSeconds, group: int
+    ) -> None:
+        began = self.clock()
+        self.reporter.step(shares, check, seconds, group)
+        self._report_seconds = max(self.clock() - began, 0.0)
 
     def _end(self, sessions: Sequence[Session]) -> None:
         """Turns that are over: stop their clocks and write their records, once."""

@@ -1,4 +1,4 @@
-"""The drafter behind a wall: whatever it does, a request gets a valid tree or none.
+"""Drafters behind a wall: whatever they do, a request gets valid trees or none.
 
 Faults (exceptions, malformed trees) are counted and reported in words; the request decodes plainly.
 """
@@ -6,6 +6,9 @@ Faults (exceptions, malformed trees) are counted and reported in words; the requ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from adaptive_spec import tree
 from adaptive_spec.drafters.base import (
@@ -16,15 +19,61 @@ from adaptive_spec.drafters.base import (
     ExtendingDrafter,
 )
 from adaptive_spec.errors import TreeError
+from adaptive_spec.profilers.clock import Clock
 from adaptive_spec.share import Share
 from adaptive_spec.types import Plan
 
 
-class Drafting:
-    """Calls one drafter for many requests and checks everything that comes back."""
+class Panel:
+    """All drafters of a decoder, asked one after the other.
 
-    def __init__(self, drafter: Drafter) -> None:
-        self.drafter = drafter
+    Their trees are kept apart, because every drafter's edges are calibrated by themselves.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter], clock: Clock) -> None:
+        self._walls = [Drafting(drafter, index) for index, drafter in enumerate(drafters)]
+        self._clock = clock
+        self.names = tuple(drafter.name for drafter in drafters)
+        self.taps = sorted({tap for drafter in drafters for tap in drafter.taps})
+        self.reads_noise = tuple(drafter.reads_noise for drafter in drafters)
+        self.runs_model = tuple(drafter.name for drafter in drafters if drafter.has_model)
+        """Names of those whose seconds count as a forward."""
+
+    def start(self, request: DraftRequest) -> int:
+        """Introduce a request; returns how many drafters failed."""
+        return sum(wall.start(request) is not None for wall in self._walls)
+
+    def propose(self, shares: Sequence[Share]) -> tuple[tuple[str, float], ...]:
+        """Fill ``proposals``; returns the seconds of every drafter that was asked."""
+        seconds = []
+        for wall in self._walls:
+            began = self._clock()
+            if wall.propose(shares):
+                seconds.append((wall.drafter.name, self._clock() - began))
+        return tuple(seconds)
+
+    def commit(
+        self, requests: Sequence[DraftRequest], news: Sequence[Committed]
+    ) -> list[list[str]]:
+        """Tell every drafter what was verified; per request the faults in words."""
+        answers = [wall.commit(requests, news) for wall in self._walls]
+        return [[f for f in faults if f is not None] for faults in zip(*answers, strict=True)]
+
+    def finish(self, request: DraftRequest) -> None:
+        """Forget a request, whatever state it is in."""
+        for wall in self._walls:
+            wall.finish(request)
+
+
+class Drafting:
+    """Calls one drafter for many requests and checks everything that comes back.
+
+    Args:
+        index: the drafter's place in the panel, which its nodes are marked with.
+    """
+
+    def __init__(self, drafter: Drafter, index: int = 0) -> None:
+        self.drafter, self._index = drafter, index
         self._off: dict[str, str] = {}
         """Requests whose drafter state is unknown because a life-cycle call raised."""
 
@@ -36,18 +85,21 @@ class Drafting:
             return self._switch_off(request, "start", error)
         return None
 
-    def propose(self, shares: Sequence[Share]) -> None:
-        """Fill ``candidates`` with checked trees; empty ones where nothing valid came back."""
+    def propose(self, shares: Sequence[Share]) -> bool:
+        """Put checked trees into ``proposals``, none where nothing valid came back.
+
+        Returns:
+            Whether the drafter was asked at all.
+        """
         asked = []
         for share in shares:
             wanted = share.plan.drafters is None or self.drafter.name in share.plan.drafters
             if (off := self._off.get(share.session.draft.id)) is not None:
                 share.faults.append(off)
             elif wanted and share.plan.nodes > 0 and share.plan.depth > 0:
-                share.asked = True
                 asked.append(share)
         if not asked:
-            return
+            return False
         requests, plans = [s.session.draft for s in asked], [s.plan for s in asked]
         try:
             answers = self.drafter.propose(requests, plans)
@@ -56,18 +108,19 @@ class Drafting:
         except Exception as error:
             for share in asked:
                 share.blame(_words("propose", error))
-            return
+            return True
         for share, answer in zip(asked, answers, strict=True):
             self._take(share, answer, "propose")
         for call in range(1, max(plan.calls for plan in plans)):
-            self._extend([s for s in asked if s.plan.calls > call and len(s.candidates)])
+            self._extend([s for s in asked if s.plan.calls > call and self._index in s.proposals])
+        return True
 
     def _extend(self, shares: Sequence[Share]) -> None:
         """A further drafter call; the trees stay as they are where it fails."""
         if not shares or not isinstance(self.drafter, ExtendingDrafter):
             return
         requests = [share.session.draft for share in shares]
-        grown = [share.candidates for share in shares]
+        grown = [share.proposals[self._index] for share in shares]
         try:
             answers = self.drafter.extend(requests, grown, [share.plan for share in shares])
             for share, answer in zip(shares, answers, strict=True):
@@ -78,7 +131,10 @@ class Drafting:
 
     def _take(self, share: Share, answer: object, call: str) -> None:
         try:
-            share.candidates = self._checked(answer, share.session.draft, share.plan)
+            found = self._checked(answer, share.session.draft, share.plan)
+            if len(found):
+                mark = np.full(len(found), self._index)
+                share.proposals[self._index] = replace(found, drafter=mark)
         except Exception as error:
             share.blame(_words(call, error))
 

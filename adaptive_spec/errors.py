@@ -67,3 +67,16 @@ class CatalogueError(AdaptiveSpecError, RuntimeError):
 
 class LogError(AdaptiveSpecError, OSError):
     """A budget log cannot be opened; raised at construction only, never while decoding."""
+
+
+class CalibrationError(AdaptiveSpecError, ValueError):
+    """A calibration or a stored state of the latency model that must not be used.
+
+    Attributes:
+        field: the first field that is wrong.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        way_out = "run `adaptive-spec calibrate` to measure again"
+        super().__init__(f"calibration field {field!r}: {problem}; {way_out}")
+        self.field, self.problem = field, problem

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from adaptive_spec.arguments import (
@@ -19,15 +20,18 @@ from adaptive_spec.arguments import (
     check_supported,
     check_values,
 )
-from adaptive_spec.build import build_drafter, build_log
+from adaptive_spec.build import build_acceptance, build_drafters, build_latency, build_log
 from adaptive_spec.config import ConfigLike, load_config
 from adaptive_spec.decoder import Decoder
 from adaptive_spec.drafters.base import Drafter
+from adaptive_spec.drafters.registry import DraftContext
 from adaptive_spec.errors import ArgumentError, CacheError, DecodingError, UnsupportedError
+from adaptive_spec.models import load
 from adaptive_spec.outputs import assemble
 from adaptive_spec.row_rules import row_rules, stop_string_criteria, without_stop_strings
 from adaptive_spec.sampling import derive_seed
 from adaptive_spec.session import Rules, Session
+from adaptive_spec.target import Target, refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +50,29 @@ class AdaptiveDecoder(Decoder):
     Args:
         model: a Hugging Face causal language model in eval mode.
         config: preset name, path, dict or ``Config``; None for the default preset.
-        drafter: an object to draft with, instead of the config's.
+        drafter: an object to draft with, or several, instead of the config's.
         parts: further parts of ``Decoder``: controllers, latency, acceptance, learner, log, clock.
     """
 
     def __init__(
-        self, model: Any, config: ConfigLike = None, *, drafter: Drafter | None = None, **parts: Any
+        self,
+        model: Any,
+        config: ConfigLike = None,
+        *,
+        drafter: Drafter | Sequence[Drafter] | None = None,
+        **parts: Any,
     ) -> None:
         resolved = load_config(config)
+        refuse(model)
+        if drafter is None:
+            drafter = build_drafters(resolved, draft_context(model))
+        drafters = list(drafter) if isinstance(drafter, Sequence) else [drafter]
+        target = Target(model, sorted({tap for one in drafters for tap in one.taps}))
+        facts, threads = target.architecture, torch.get_num_threads()
+        parts.setdefault("latency", build_latency(resolved, facts, threads))
+        parts.setdefault("acceptance", build_acceptance([one.name for one in drafters]))
         parts.setdefault("log", build_log(resolved))
-        super().__init__(
-            model, resolved, build_drafter(resolved) if drafter is None else drafter, **parts
-        )
+        super().__init__(target, resolved, drafters, **parts)
 
     # -- door 1 ------------------------------------------------------------------------------
 
@@ -306,3 +321,17 @@ class _Capture(_Bound):
     def run(self, call: _Call) -> Any:
         self.call = call
         return call.input_ids
+
+
+def draft_context(model: Any) -> DraftContext:
+    """What drafters may ask of a target and its surroundings."""
+
+    def load_like(name: str) -> tuple[Any, Any]:
+        dtype = str(model.dtype).removeprefix("torch.")
+        return load(name, dtype, str(model.device))
+
+    def tokenizer() -> Any:
+        source = model.config.name_or_path
+        return AutoTokenizer.from_pretrained(source) if source else None
+
+    return DraftContext(model, load_like, tokenizer)

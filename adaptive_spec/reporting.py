@@ -6,22 +6,23 @@ tensors go to the online learner. A receiver that raises is skipped, counted and
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from adaptive_spec.budget_log import BudgetLog, NullLog, RequestRecord, StepRecord
-from adaptive_spec.deciding import Deciding, warn_softly
+from adaptive_spec.deciding import Deciding
+from adaptive_spec.isolation import Faults
 from adaptive_spec.online.base import Feedback, Learner
-from adaptive_spec.profilers.base import Acceptance, Latency
+from adaptive_spec.profilers.base import Latency
 from adaptive_spec.profilers.clock import Clock
 from adaptive_spec.session import Session
 from adaptive_spec.share import Share
 from adaptive_spec.tree import depths
 from adaptive_spec.types import Labels, Outcome, StepSeconds, Work
-from adaptive_spec.verifying import Verification, label
+from adaptive_spec.valuing import Valuing
+from adaptive_spec.verifying import Verification
 
 
 class Reporter:
@@ -31,17 +32,17 @@ class Reporter:
         self,
         deciding: Deciding,
         latency: Latency,
-        acceptance: Acceptance,
+        valuing: Valuing,
         learner: Learner,
         log: BudgetLog | NullLog,
         drafters: Sequence[str],
         coupled: bool,
+        faults: Faults,
     ) -> None:
-        self._deciding, self._latency, self._acceptance = deciding, latency, acceptance
+        self._deciding, self._latency, self._valuing = deciding, latency, valuing
         self._learner, self.log, self._drafters = learner, log, list(drafters)
         self._noise: Literal["keyed", "coupled"] = "coupled" if coupled else "keyed"
-        self.faults: Counter[str] = Counter()
-        """Exceptions swallowed, per receiver."""
+        self._faults = faults
 
     def step(
         self, shares: Sequence[Share], check: Verification, seconds: StepSeconds, group: int
@@ -54,21 +55,19 @@ class Reporter:
             nodes=np.array([sum(len(share.tree) for share in shares)]),
             requests=len(shares),
             context=check.high_water,
-            drafters=tuple(self._drafters) if any(share.asked for share in shares) else (),
+            drafters=tuple(name for name, _ in seconds.drafts),
         )
         if not any(share.retried for share in shares):  # else the seconds are not those of the size
-            self._tell("latency", self._latency.observe, work, seconds)
+            self._faults.tell("latency", self._latency.observe, work, seconds)
         feedback = []
         for share in shares:
             if share.verdict.poisoned or share.verdict.error is not None or share.stale:
                 continue
-            labels, heat = label(share, check), share.features.temperature
-            self._tell("acceptance", self._acceptance.observe, share.tree, labels, heat)
-            feedback.append(_feedback(share, check, labels))
-        self._tell("online", self._learner.observe, feedback)
+            feedback.append(_feedback(share, check, self._valuing.observe(share, check)))
+        self._faults.tell("online", self._learner.observe, feedback)
         self._deciding.observe([share.session.policy for share in shares], outcomes)
         for share, outcome in zip(shares, outcomes, strict=True):
-            self._tell("log", self._log_step, share, outcome, check.high_water, group)
+            self._faults.tell("log", self._log_step, share, outcome, check.high_water, group)
 
     def between_steps(self, deadline: float, clock: Clock) -> float:
         """Let the learner update, outside the timed step; the seconds that an update took."""
@@ -76,11 +75,11 @@ class Reporter:
         try:
             record = self._learner.between_steps(deadline)
         except Exception as error:
-            self.skip("online", error)
+            self._faults.skip("online", error)
             return 0.0
         if record is None:
             return 0.0
-        self._tell("log", self.log.update, record)
+        self._faults.tell("log", self.log.update, record)
         return clock() - began
 
     def request(self, session: Session, seconds: float) -> None:
@@ -99,7 +98,7 @@ class Reporter:
             seconds=seconds,
             stats=session.stats,
         )
-        self._tell("log", self.log.request, record)
+        self._faults.tell("log", self.log.request, record)
 
     def _log_step(self, share: Share, outcome: Outcome, high_water: int, group: int) -> None:
         if isinstance(self.log, NullLog):
@@ -124,25 +123,12 @@ class Reporter:
             )
         )
 
-    def _tell(self, receiver: str, call: Callable[..., None], *facts: Any) -> None:
-        try:
-            call(*facts)
-        except Exception as error:
-            self.skip(receiver, error)
-
-    def skip(self, receiver: str, error: Exception) -> None:
-        """Count a receiver's exception; the first one warns."""
-        self.faults[receiver] += 1
-        if self.faults[receiver] == 1:
-            why = f"{receiver} failed and is skipped: {type(error).__name__}: {error}"
-            warn_softly(why)
-
 
 def _outcome(share: Share, seconds: StepSeconds) -> Outcome:
     return Outcome(
         features=share.features,
         decision=share.decision,
-        offered=len(share.candidates),
+        offered=len(share.offer.survival),
         accepted=len(share.verdict.accepted),
         emitted=len(share.verdict.tokens),
         seconds=seconds,

@@ -20,7 +20,7 @@ import torch
 from adaptive_spec.cache import SlotCache, SlotPool
 from adaptive_spec.config import CacheSection
 from adaptive_spec.drafters.base import Committed, DraftRequest, TokenView
-from adaptive_spec.drafting import Drafting
+from adaptive_spec.drafting import Panel
 from adaptive_spec.errors import ArgumentError, SessionError, UnsupportedError
 from adaptive_spec.packing import chain_part, pack
 from adaptive_spec.profilers.clock import Clock
@@ -38,7 +38,7 @@ class Requests:
     def __init__(
         self,
         target: Target,
-        drafting: Drafting,
+        drafting: Panel,
         settings: CacheSection,
         clock: Clock,
         forget: Callable[[str], None],
@@ -91,7 +91,7 @@ class Requests:
         session.streamed = len(tokens)
         self._sessions[owner] = session
         session.finish = rules.stopping.before()
-        session.stats.draft_faults += self.drafting.start(draft) is not None
+        session.stats.draft_faults += self.drafting.start(draft)
         self._prefill_or_release(session, 0)
         return session
 
@@ -201,7 +201,7 @@ class Requests:
                 taps=taps,
             )
             faults = self.drafting.commit([session.draft], [news])
-            session.stats.draft_faults += faults != [None]
+            session.stats.draft_faults += len(faults[0])
             told = known
             if known >= len(tokens) or session.finish_reason == "error":
                 break
@@ -225,7 +225,7 @@ _SICK_PROMPT = "the prompt gives non-finite logits"
 
 def _release(
     cache: SlotCache,
-    drafting: Drafting,
+    drafting: Panel,
     forget: Callable[[str], None],
     draft: DraftRequest,
     owner: int,

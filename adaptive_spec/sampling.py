@@ -72,9 +72,14 @@ class KeyedNoise:
         return -torch.log(-torch.log(uniform))
 
     def gumbel(self, position: int, tokens: Ints) -> Floats:
-        """The same noise for host arrays: what coupled drafters read."""
-        noise = self.tensor(position, torch.from_numpy(np.ascontiguousarray(tokens, np.int64)))
-        values: Floats = noise.numpy()
+        """The same noise for host arrays, without torch: what coupled drafters read."""
+        start = np.uint64(_mix((self._key + (position + 1) * _GOLDEN) & _WORD))
+        words = (np.asarray(tokens).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN) + start
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(_MIX_A)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(_MIX_B)
+        words = words ^ (words >> np.uint64(31))
+        uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        values: Floats = -np.log(-np.log(uniform))
         return values
 
 

@@ -9,6 +9,7 @@ import torch
 
 from adaptive_spec import tree as trees
 from adaptive_spec.drafters.base import CandidateTree
+from adaptive_spec.merging import Merged
 from adaptive_spec.session import Session
 from adaptive_spec.stopping import Finish
 from adaptive_spec.types import Decision, Features, Offer, Plan
@@ -27,6 +28,8 @@ class Verdict:
     error: Exception | None = None
     poisoned: bool = False
     """The walk met a row without finite logits; the tokens before it stand."""
+    processed: list[torch.Tensor] = field(default_factory=list)
+    """Per visited node [V]: scores after the processors, where the choice was not the argmax."""
     scores: list[torch.Tensor] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
 
@@ -38,10 +41,10 @@ class Share:
     session: Session
     features: Features
     plan: Plan = field(default_factory=lambda: Plan(nodes=0, depth=0))
-    asked: bool = False
-    """The drafter was asked."""
-    candidates: CandidateTree = field(default_factory=CandidateTree.empty)
-    """What was drafted; in best-first order once there is an offer."""
+    proposals: dict[int, CandidateTree] = field(default_factory=dict)
+    """By place in the panel, what each drafter proposed."""
+    merged: Merged = field(init=False)
+    """The proposals as one tree, in best-first order."""
     offer: Offer = field(init=False)
     decision: Decision = field(init=False)
     tree: CandidateTree = field(default_factory=CandidateTree.empty)
@@ -63,7 +66,7 @@ class Share:
 
     def cut(self, size: int) -> None:
         """Verify the ``size`` best candidates."""
-        self.tree = trees.select(self.candidates, np.arange(size))
+        self.tree = trees.select(self.merged.tree, np.arange(size))
         self.decision = replace(self.decision, size=size)
 
     def halve(self) -> None:

@@ -70,6 +70,9 @@ class Plan:
     """Names of the drafters to ask; None asks whatever the config names."""
     calls: int = 1
     """Drafter calls: further ones let a drafter that can ``extend`` deepen its own tree."""
+    floor: float | None = None
+    """Least survival, by the drafter's own estimate, that is worth a node; None leaves it to the
+    drafter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,10 @@ class StepSeconds:
     sample: float = 0.0
     host: float = 0.0
     update: float = 0.0
+    draft_model: float = 0.0
+    """Of ``draft``: the seconds of drafters that run a model."""
     drafts: tuple[tuple[str, float], ...] = ()
-    """(drafter, seconds) of those that were asked; together they are ``draft``."""
+    """(drafter, seconds) of those that were asked."""
 
     @property
     def total(self) -> float:
@@ -182,6 +187,7 @@ class RequestStats:
     nonfinite_retries: int = 0
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0
+    draft_model_seconds: float = 0.0
     verify_seconds: float = 0.0
     sample_seconds: float = 0.0
     host_seconds: float = 0.0
@@ -197,6 +203,7 @@ class RequestStats:
         self.acceptance_histogram.extend([0] * grow)
         self.acceptance_histogram[accepted] += 1
         self.draft_seconds += seconds.draft
+        self.draft_model_seconds += seconds.draft_model
         self.verify_seconds += seconds.verify
         self.sample_seconds += seconds.sample
         self.host_seconds += seconds.host
@@ -226,6 +233,7 @@ class RequestStats:
             "nonfinite_retries": self.nonfinite_retries,
             "prefill_seconds": self.prefill_seconds,
             "draft_seconds": self.draft_seconds,
+            "draft_model_seconds": self.draft_model_seconds,
             "verify_seconds": self.verify_seconds,
             "sample_seconds": self.sample_seconds,
             "host_seconds": self.host_seconds,

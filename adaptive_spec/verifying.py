@@ -96,6 +96,7 @@ def judge(share: Share, check: Verification, elapsed: float) -> None:
         if sampler.is_argmax and not keep and check.finite[row]:
             return int(check.top[row])
         scores = sampler.scores(check.logits[row], session.prefix(verdict.tokens))
+        verdict.processed.append(scores)
         if not check.finite[row] and not torch.isfinite(scores.amax()):  # no processor mended it
             raise _PoisonedError
         if rules.keep_scores:
@@ -124,11 +125,15 @@ def judge(share: Share, check: Verification, elapsed: float) -> None:
         raise
 
 
-def label(share: Share, check: Verification) -> Labels:
+def label(share: Share, check: Verification, soft: bool = False) -> Labels:
     """The verdict on every edge of a share's tree.
 
     At temperature 0 without processors the choice is known at every node; else only the visited
-    parents label their children.
+    parents label their children (the draws of others were never made).
+
+    Args:
+        soft: when sampling, label a child with the target's probability of it after processors
+            instead of with the draw. Right for trees that do not depend on the noise.
     """
     tree, verdict = share.tree, share.verdict
     size = len(tree) + 1
@@ -140,8 +145,15 @@ def label(share: Share, check: Verification) -> Labels:
     seen[rows], choice[rows] = True, verdict.tokens
     above = tree.parent + 1
     alive = np.concatenate(([1.0], share.offer.survival[: len(tree)]))
+    chosen = np.where(choice[above] >= 0, choice[above] == tree.token, np.nan)
+    if soft and share.features.temperature > 0:
+        for node, scores in zip(verdict.nodes, verdict.processed, strict=False):
+            below = np.flatnonzero(tree.parent == node)
+            if len(below):
+                ids = torch.from_numpy(tree.token[below]).to(scores.device)
+                chosen[below] = (scores[ids] - scores.logsumexp(0)).exp().cpu().numpy()
     return Labels(
-        chosen=np.where(choice[above] >= 0, choice[above] == tree.token, np.nan),
+        chosen=chosen,
         visited=seen[above],
         reach=np.where(seen[above], 1.0, alive[above]),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from adaptive_spec.bench.settings import BenchSettings, unknown
-from adaptive_spec.build import build_drafter
+from adaptive_spec.build import find_drafters
 from adaptive_spec.config import Config, LogSection, load_config
 from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
@@ -75,7 +75,7 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
         name = f"{policy}/{drafter}" if len(drafters) > 1 else policy
         name += f"[{','.join(varied)}]" if varied else ""
         config = _without_log(config, policy, drafter)
-        build_drafter(config)
+        find_drafters(config)
         found.append(Contestant(name, policy, drafter, config))
     found.extend(_peer(name) for name in settings.peers)
     names = [contestant.name for contestant in found]

@@ -14,7 +14,6 @@ import torch
 from adaptive_spec.bench.contestants import PLAIN, Contestant, NoDrafter
 from adaptive_spec.bench.settings import Disturbance
 from adaptive_spec.budget_log import BudgetLog, NullLog
-from adaptive_spec.build import build_drafter
 from adaptive_spec.errors import DecodingError
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.profilers.clock import Clock, monotonic
@@ -89,7 +88,6 @@ class Ours:
     """A contestant of this package: one decoder, whose state no other contestant sees."""
 
     decoder: AdaptiveDecoder
-    has_model: bool
     threads: Threads
     clock: Clock = field(default=monotonic)
 
@@ -120,12 +118,13 @@ class Ours:
                 raise DecodingError(f"{session.id}: {detail}") from session.error
         # Who took most steps took part in all, and its counters hold the seconds of whole steps.
         longest = max((session.stats for session in sessions), key=lambda stats: stats.steps)
-        drafting = longest.draft_seconds if self.has_model else 0.0
         return Decoded(
             tokens=tuple(tuple(session.generated) for session in sessions),
             seconds=seconds,
             loop_seconds=looped,
-            model_seconds=longest.verify_seconds + longest.sample_seconds + drafting,
+            model_seconds=(
+                longest.verify_seconds + longest.sample_seconds + longest.draft_model_seconds
+            ),
             steps=sum(session.stats.steps for session in sessions),
             draft_nodes=sum(session.stats.num_draft_tokens for session in sessions),
             first_step=first,
@@ -170,9 +169,8 @@ def runner(
         return Peer(model, contestant.lookup, threads)
     if not self_check:
         config = config.model_copy(update={"self_check": False})
-    drafter = NoDrafter() if contestant.policy == PLAIN else build_drafter(config)
-    decoder = AdaptiveDecoder(model, config, drafter=drafter, log=log)
-    return Ours(decoder, drafter.has_model, threads)
+    drafter = NoDrafter() if contestant.policy == PLAIN else None
+    return Ours(AdaptiveDecoder(model, config, drafter=drafter, log=log), threads)
 
 
 def ignore_end(model: Any) -> None:

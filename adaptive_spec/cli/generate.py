@@ -64,9 +64,10 @@ def generate(
     settings = resolve_config(config, set_ or [], policy=policy, drafter=drafter, log=log)
     with progress() as show:
         from adaptive_spec import models
-        from adaptive_spec.build import build_drafter, build_log
+        from adaptive_spec.build import build_log, find_drafters
 
-        parts: dict[str, Any] = {"drafter": build_drafter(settings), "log": build_log(settings)}
+        find_drafters(settings)
+        log_file = build_log(settings)
         models.resolve(model, progress=show)
         show("starting torch", None)
         import torch
@@ -80,7 +81,7 @@ def generate(
         if ignore_eos:  # suppressing the token instead would change the text
             target.generation_config.eos_token_id = None
         ids = encode(tokenizer, text, raw)
-        decoder = AdaptiveDecoder(target, settings, **parts)
+        decoder = AdaptiveDecoder(target, settings, log=log_file)
     began = time.perf_counter()
     with decoder.start(ids, attention_mask=torch.ones_like(ids), **sampling) as session:
         _stream(session, None if json else TextStream(tokenizer))

@@ -24,6 +24,7 @@ from adaptive_spec.cli.bench import bench
 from adaptive_spec.cli.catalogue import models, policies
 from adaptive_spec.cli.demo import demo
 from adaptive_spec.cli.generate import ANY_VOCAB, generate
+from adaptive_spec.cli.inspect import inspect
 from adaptive_spec.errors import (
     AdaptiveSpecError,
     ArgumentError,
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(bench)
+app.command()(inspect)
 app.add_typer(models, name="models")
 app.command()(policies)
 

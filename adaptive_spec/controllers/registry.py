@@ -21,5 +21,24 @@ def _fixed(argument: str | None) -> Controller:
     return cast(Controller, module.FixedBudget(argument))
 
 
+def _marginal(argument: str | None) -> Controller:
+    module = import_module("adaptive_spec.controllers.marginal")
+    return cast(Controller, module.MarginalGain(argument))
+
+
+def _ratio(argument: str | None) -> Controller:
+    module = import_module("adaptive_spec.controllers.ratio")
+    return cast(Controller, module.BestRatio(argument))
+
+
 CONTROLLERS.register("plain", _plain, "Never drafts: plain decoding through the same code.")
 CONTROLLERS.register("fixed", _fixed, "fixed:N verifies the N best draft nodes in every step.")
+CONTROLLERS.register(
+    "marginal",
+    _marginal,
+    "Grows the tree while a node brings more tokens than its time is worth at the going rate; "
+    "marginal:H sets the horizon of that rate in steps.",
+)
+CONTROLLERS.register(
+    "ratio", _ratio, "Takes the size with the most expected tokens per second of the single step."
+)

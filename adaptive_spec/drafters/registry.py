@@ -1,23 +1,64 @@
-"""Drafters by name. ``a+b`` (several drafters merged into one tree) is refused by name for now."""
+"""Drafters by name; ``a+b`` names several, whose trees are merged into one.
+
+A factory is called as ``factory(argument, **options)``: the text after the colon, the fields of the
+config section of that name, and, for whoever wants them, ``coupled`` (whether drafts should read
+the keyed noise) and ``context`` (a ``DraftContext``). It ignores options that it does not know.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
 
 from adaptive_spec.drafters.base import Drafter
+from adaptive_spec.errors import ArgumentError
 from adaptive_spec.registry import Registry
 
 DRAFTERS: Registry[Drafter] = Registry("drafter", "adaptive_spec.drafters")
 
 
-def _suffix(argument: str | None, **options: Any) -> Drafter:
+@dataclass(frozen=True, slots=True)
+class DraftContext:
+    """What a drafter may need of the decoder that it drafts for."""
+
+    target: Any
+    """The target's Hugging Face model."""
+    load: Callable[[str], tuple[Any, Any]]
+    """Name, folder or hub id -> model and tokenizer, in the target's dtype and on its device."""
+    tokenizer: Callable[[], Any]
+    """The target's tokenizer, or None where it has none to be found."""
+
+
+def _suffix(argument: str | None, coupled: bool = True, **options: Any) -> Drafter:
     module = import_module("adaptive_spec.drafters.suffix")
-    return cast(Drafter, module.SuffixDrafter(argument, **options))
+    known = {name: options[name] for name in ("floor",) if name in options}
+    return cast(Drafter, module.SuffixDrafter(argument, coupled=coupled, **known))
+
+
+def _draft_model(
+    argument: str | None, context: DraftContext, coupled: bool = True, **options: Any
+) -> Drafter:
+    if argument is None:
+        allowed = "draft_model:NAME takes a catalogue name, a folder or a hub id"
+        raise ArgumentError("drafter", "draft_model", allowed)
+    module = import_module("adaptive_spec.drafters.draft_model")
+    pairing = import_module("adaptive_spec.drafters.pairing")
+    model, tokenizer = context.load(argument)
+    sizes = [one.get_output_embeddings().weight.shape[0] for one in (context.target, model)]
+    pairing.check_pairing(context.tokenizer(), tokenizer, *sizes)
+    known = {name: options[name] for name in ("width", "siblings") if name in options}
+    return cast(Drafter, module.DraftModelDrafter(model, coupled=coupled, **known))
 
 
 DRAFTERS.register(
     "suffix",
     _suffix,
     "Looks up what followed the current suffix earlier in prompt and output; needs no training.",
+)
+DRAFTERS.register(
+    "draft_model",
+    _draft_model,
+    "draft_model:NAME drafts with a smaller model of the same token map, level by level.",
 )

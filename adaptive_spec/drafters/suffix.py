@@ -23,7 +23,7 @@ to the tokens accepted. The length of a context says nearly everything, its coun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import log
@@ -35,8 +35,9 @@ import numpy as np
 from adaptive_spec import tree
 from adaptive_spec.drafters.automaton import SuffixAutomaton
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
+from adaptive_spec.drafters.coupling import coupled_logq
 from adaptive_spec.errors import ArgumentError
-from adaptive_spec.types import Plan
+from adaptive_spec.types import Floats, Ints, Plan
 
 SCALE = 0.35
 LENGTH_POWER = 1.7
@@ -54,9 +55,13 @@ FAN = 64
 _WEIGHT = [SCALE * length**LENGTH_POWER for length in range(64)]
 _DOUBT = [(1 + length) ** -DOUBT_POWER for length in range(64)]
 
-Context: TypeAlias = tuple[int, int]
-"""State of the automaton and length of the suffix that was matched to reach it."""
+SHARPNESS = 0.6
+"""Trust in its own probabilities against the noise, when drafting is coupled (``coupling``)."""
+
+Context: TypeAlias = tuple[int, int, int]
+"""State of the automaton, length of the suffix that was matched to reach it, depth in the tree."""
 Child: TypeAlias = tuple[int, float, Context]
+Gumbel: TypeAlias = Callable[[int, Ints], Floats]
 
 
 class History:
@@ -108,13 +113,18 @@ class History:
             place -= 1
         top[place] = token
 
-    def children(self, context: Context) -> list[Child]:
-        """The likeliest next tokens after ``context``; their probabilities sum to less than 1."""
+    def children(self, context: Context, noise: Gumbel | None = None) -> list[Child]:
+        """The likeliest next tokens after ``context``; their probabilities sum to less than 1.
+
+        Args:
+            noise: (depth, tokens) -> the keyed noise that the target will draw with; the tokens
+                are then those that are likeliest given the noise.
+        """
         after, link = self.automaton.next, self.automaton.link
         length, count = self.automaton.length, self.automaton.count
         chance: dict[int, float] = {}
         target: dict[int, Context] = {}
-        state, matched = context
+        state, matched, depth = context
         escape, asked = 1.0, 0
         while state > 0 and asked < self.contexts and escape > ESCAPE_LIMIT:
             if follow := after[state]:
@@ -135,28 +145,35 @@ class History:
                         chance[token] += share * times
                     else:
                         chance[token] = share * times
-                        target[token] = (there, matched + 1)
+                        target[token] = (there, matched + 1, depth + 1)
                 escape *= 1.0 - trust
                 asked += 1
             state = link[state]
             matched = length[state]
-        if context[1] == 0 and self.frequent:  # next to the root only: too unlikely further down
+        if depth == 0 and self.frequent:  # next to the root only: too unlikely further down
             share = escape * NOVEL_TRUST / self.surprised
             for token in self.frequent:
                 if token not in chance:
-                    target[token] = (after[0][token], 1)
+                    target[token] = (after[0][token], 1, 1)
                 chance[token] = chance.get(token, 0.0) + share * self.surprises[token]
-        best = sorted(chance.items(), key=itemgetter(1), reverse=True)[: self.siblings]
-        return [(token, log(odds), target[token]) for token, odds in best]
+        scored = [(token, log(odds)) for token, odds in chance.items()]
+        if noise is not None and scored:
+            logq = np.array([score for _, score in scored])
+            rest = max(1.0 - float(np.exp(logq).sum()), 1e-3)
+            tokens = np.array([token for token, _ in scored])
+            values = coupled_logq(logq, noise(depth, tokens), rest, SHARPNESS)
+            scored = list(zip(tokens.tolist(), values.tolist(), strict=True))
+        best = sorted(scored, key=itemgetter(1), reverse=True)[: self.siblings]
+        return [(token, score, target[token]) for token, score in best]
 
-    def grow(self, plan: Plan, floor: float = 0.0) -> CandidateTree:
+    def grow(self, plan: Plan, floor: float = 0.0, noise: Gumbel | None = None) -> CandidateTree:
         """The likeliest ``plan.nodes`` continuations as a tree, those below ``floor`` left out."""
-        root: Context = (self.automaton.last, 0)
+        root: Context = (self.automaton.last, 0, 0)
         known: dict[Context, list[Child]] = {}
 
         def expand(context: Context) -> list[Child]:
             if context not in known:
-                known[context] = self.children(context)
+                known[context] = self.children(context, noise)
             return known[context]
 
         grown = tree.grow(root, expand, plan.nodes, plan.depth, floor)
@@ -166,8 +183,8 @@ class History:
             place.append(known[above][rank][2])
         count = self.automaton.count
         features = {
-            "match_length": np.array([matched - 1 for _, matched in place], dtype=np.float64),
-            "count": np.array([count[state] for state, _ in place], dtype=np.float64),
+            "match_length": np.array([matched - 1 for _, matched, _ in place], dtype=np.float64),
+            "count": np.array([count[state] for state, _, _ in place], dtype=np.float64),
         }
         return replace(grown, features=features)
 
@@ -181,7 +198,9 @@ class SuffixDrafter:
         contexts: most contexts blended per node, longest first.
         walk: most suffix links along which a new token is counted: bounds the time per token.
         floor: least estimated survival of a node. Where a row costs a few per cent of a step, a
-            guess that is right once in thirty is not worth one; 0 offers everything.
+            guess that is right once in thirty is not worth one; 0 offers everything. A plan's own
+            floor goes before it.
+        coupled: when sampling, prefer tokens that the request's noise favours.
 
     Raises:
         ArgumentError: an argument was given, or an option is below 1.
@@ -192,13 +211,13 @@ class SuffixDrafter:
 
     name = "suffix"
     taps: tuple[int, ...] = ()
-    reads_noise = False
     has_model = False
 
     def __init__(
         self,
         argument: str | None = None,
         *,
+        coupled: bool = True,
         siblings: int = 16,
         contexts: int = 4,
         walk: int = 32,
@@ -212,6 +231,7 @@ class SuffixDrafter:
         if not 0 <= floor < 1:
             raise ArgumentError("floor", floor, "expected a number in [0, 1)")
         self._options, self._floor = (siblings, contexts, walk), floor
+        self.reads_noise = coupled
         self._history: dict[str, History] = {}
 
     def start(self, request: DraftRequest) -> None:
@@ -222,10 +242,18 @@ class SuffixDrafter:
         self, requests: Sequence[DraftRequest], plans: Sequence[Plan]
     ) -> list[CandidateTree]:
         """One tree per request; fewer nodes than planned where the text has not repeated."""
-        return [
-            self._history[request.id].grow(plan, self._floor)
-            for request, plan in zip(requests, plans, strict=True)
-        ]
+        return [self._tree(r, plan) for r, plan in zip(requests, plans, strict=True)]
+
+    def _tree(self, request: DraftRequest, plan: Plan) -> CandidateTree:
+        floor = self._floor if plan.floor is None else plan.floor
+        return self._history[request.id].grow(plan, floor, self._noise(request))
+
+    def _noise(self, request: DraftRequest) -> Gumbel | None:
+        """The request's noise by depth below the root; None where it is not to be read."""
+        keyed, here = request.noise, len(request.tokens)
+        if keyed is None or not self.reads_noise:
+            return None
+        return lambda depth, tokens: keyed.gumbel(here + depth, tokens)
 
     def commit(self, requests: Sequence[DraftRequest], news: Sequence[Committed]) -> None:
         """Learn the prompt, later the emitted tokens."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 from adaptive_spec.types import StepSeconds
 
@@ -30,5 +33,66 @@ class Laps:
     def seconds(self) -> StepSeconds:
         """The parts so far; the open rest is host time."""
         self.mark("host")
-        taken = dict.fromkeys(("draft", "verify", "sample", "host"), 0.0) | self._seconds
-        return StepSeconds(taken["draft"], taken["verify"], taken["sample"], taken["host"])
+        parts: dict[str, Any] = dict(self._seconds)
+        return StepSeconds(**parts)
+
+
+class Timer(Protocol):
+    """Times work on a device: ``start`` -> the work -> ``stop`` -> ``seconds``; may be reused."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def seconds(self) -> float:
+        """Seconds between the last ``start`` and ``stop``; waits for the device where it must."""
+        ...
+
+
+class HostTimer:
+    """For devices on which a call returns when its work is done."""
+
+    def __init__(self, clock: Clock = monotonic) -> None:
+        self._clock = clock
+        self._began = self._ended = 0.0
+
+    def start(self) -> None:
+        self._began = self._clock()
+
+    def stop(self) -> None:
+        self._ended = self._clock()
+
+    def seconds(self) -> float:
+        return self._ended - self._began
+
+
+class CudaTimer:
+    """By events in the current stream: the host neither waits at ``start`` nor at ``stop``.
+
+    Args:
+        event: makes a timing event, as ``torch.cuda.Event`` with ``enable_timing=True``.
+    """
+
+    def __init__(self, event: Callable[[], Any]) -> None:
+        self._began, self._ended = event(), event()
+
+    def start(self) -> None:
+        self._began.record()
+
+    def stop(self) -> None:
+        self._ended.record()
+
+    def seconds(self) -> float:
+        self._ended.synchronize()
+        return float(self._began.elapsed_time(self._ended)) / 1e3
+
+
+def device_timer(device_type: str) -> Timer:
+    """The timer for a ``torch.device.type``: events on ``cuda``, the monotonic clock elsewhere.
+
+    Torch is not imported: who has a model on a GPU has loaded it.
+    """
+    torch = sys.modules.get("torch")
+    if device_type == "cuda" and torch is not None:
+        return CudaTimer(partial(torch.cuda.Event, enable_timing=True))
+    return HostTimer()

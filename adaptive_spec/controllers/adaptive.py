@@ -1,0 +1,182 @@
+"""The frame of policies that price nodes: two stages, one budget for all requests of a step.
+
+Stage one asks the drafters for no more than may pay; stage two scans every executable size, 0
+included, and takes the best by the policy's own rule. Survivals of all requests are sorted into one
+list: because a forward costs by its total size, the best N nodes of a step are the N likeliest,
+whoever they belong to. A policy only says how tokens are weighed against seconds (``choose``).
+
+Legend: R requests of the step, N nodes in all of their trees, A(N) = R + sum of the N best survivals.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adaptive_spec.controllers.guard import PROBE_COST, Balance, Guard
+from adaptive_spec.controllers.probes import UpwardProbes
+from adaptive_spec.controllers.rates import GoingRate
+from adaptive_spec.profilers.base import Latency
+from adaptive_spec.types import Decision, Features, Floats, Offer, Outcome, Plan, Work
+
+LEAST, MOST = 8, 64
+"""Nodes to ask a drafter for: at least, and at most where no more has ever paid."""
+DEEPEST = 32
+BLIND = 0.1
+"""Least survival of a node while nothing is known about time."""
+
+
+@dataclass(slots=True)
+class Course:
+    """What is remembered of one request."""
+
+    rate: GoingRate
+    guard: Guard = field(default_factory=Guard)
+    reach: int = MOST
+    """Nodes to ask for."""
+    floor: float = 0.0
+    """Least survival worth a row."""
+    draft: float = 0.0
+    plain: float = 1.0
+    """Predicted seconds of drafting, and of a plain step, at the last decision."""
+
+
+class Adaptive(ABC):
+    """Weighs tokens against seconds.
+
+    Args:
+        horizon: steps of memory of the going rate.
+    """
+
+    def __init__(self, horizon: float) -> None:
+        self._horizon = horizon
+        self._courses: dict[str, Course] = {}
+        self._probes = UpwardProbes()
+        self._drafters: tuple[str, ...] = ()  # as last asked; their price is the latency model's
+
+    @abstractmethod
+    def choose(self, tokens: Floats, seconds: Floats, theta: float) -> tuple[int, str]:
+        """The size to execute, and why.
+
+        Args:
+            tokens: [N+1] expected tokens of the step for every size.
+            seconds: [N+1] predicted seconds of the step for every size, drafting included.
+            theta: going rate of the texts, tokens per second.
+        """
+
+    def plan(self, requests: Sequence[Features], latency: Latency) -> Sequence[Plan]:
+        return [self._plan(features) for features in requests]
+
+    def _plan(self, features: Features) -> Plan:
+        course = self._course(features.request)
+        nodes = course.reach if course.guard.drafts else 0
+        return Plan(nodes=nodes, depth=min(DEEPEST, nodes), floor=course.floor)
+
+    def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
+        courses = [self._course(offer.features.request) for offer in offers]
+        alive = [offer.survival[: offer.largest] for offer in offers]
+        gains = np.concatenate(alive)
+        owner = np.repeat(np.arange(len(offers)), [len(one) for one in alive])
+        order = np.argsort(-gains, kind="stable")
+        packed = offers[0].features.packed
+        scale = np.arange(1 + max(course.rate.largest for course in courses)) * packed
+        most = max(len(gains), int(scale[-1]))
+        asked = self._drafters if any(course.guard.drafts for course in courses) else ()
+        work = Work(
+            nodes=np.arange(most + 1),
+            requests=packed,
+            context=offers[0].features.pool_slots,
+            drafters=asked or self._drafters,
+        )
+        price = latency.predict(work)
+        if price is None:
+            return [_blind(offer) for offer in offers]
+        step, draft = price.verify + price.host, float(price.draft[0])
+        rates = [course.rate.tokens_per_second(step[scale], draft) for course in courses]
+        theta = sum(rates)
+        seconds = step[: len(gains) + 1] + (draft if asked else 0.0)
+        tokens = np.concatenate(([0.0], gains[order].cumsum())) + packed
+        best, why = self.choose(tokens, seconds, theta)
+        if not any(course.guard.on for course in courses):  # a probe is kept cheap
+            cheap = seconds <= seconds[0] * (1.0 + PROBE_COST)
+            best = min(best, int(np.flatnonzero(cheap)[-1]))
+        elif (larger := self._probes.size(best, tokens, seconds, theta)) > best:
+            best, why = larger, f"probe of what {larger} nodes cost; {why}"
+        sizes = np.bincount(owner[order[:best]], minlength=len(offers))
+        slope = (seconds[-1] - seconds[0]) / max(len(gains), 1)
+        for course in courses:
+            course.draft, course.plain = draft, float(step[0])
+            if len(gains):
+                course.floor = float(0.25 * theta * slope)
+        return [
+            self._decision(offer, course, int(size), rate, seconds, best, why)
+            for offer, course, size, rate in zip(offers, courses, sizes, rates, strict=True)
+        ]
+
+    def _decision(
+        self,
+        offer: Offer,
+        course: Course,
+        size: int,
+        rate: float,
+        seconds: Floats,
+        best: int,
+        why: str,
+    ) -> Decision:
+        if not course.guard.drafts:
+            why = course.guard.words
+        elif not course.guard.on:
+            why = f"probe: {why}"
+        course.reach = min(max(LEAST, 2 * size + LEAST, course.reach - 1), MOST)
+        others = seconds[best - size : best - size + len(offer.survival) + 1]
+        return Decision(
+            size=size,
+            reason=why,
+            theta=rate,
+            expected_tokens=1.0 + float(offer.survival[:size].sum()),
+            expected_seconds=float(seconds[best]),
+            predicted=tuple(others.tolist()),
+        )
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        total = sum(outcome.decision.size for outcome in outcomes)
+        for outcome in outcomes:
+            names = tuple(name for name, _ in outcome.seconds.drafts)
+            self._drafters = names or self._drafters
+            course = self._courses.get(outcome.features.request)
+            if course is None or outcome.emitted < 1:
+                continue
+            packed, drafted = max(outcome.features.packed, 1), bool(names)
+            course.rate.observe(outcome.emitted, round(total / packed), drafted)
+            course.guard.observe(_balance(outcome, course) if drafted else None)
+
+    def finish(self, request: str) -> None:
+        self._courses.pop(request, None)
+
+    def _course(self, request: str) -> Course:
+        if request not in self._courses:
+            self._courses[request] = Course(GoingRate(self._horizon))
+        return self._courses[request]
+
+
+def _balance(outcome: Outcome, course: Course) -> Balance | None:
+    """What drafting brought in this step; None where nothing is known about time."""
+    decision, packed = outcome.decision, max(outcome.features.packed, 1)
+    predicted, expected = decision.predicted, decision.expected_tokens
+    if predicted is None or expected is None or decision.size >= len(predicted):
+        return None
+    own = (predicted[decision.size] - predicted[0]) * packed
+    cost = (course.draft + own) / course.plain
+    return Balance(cost, expected - 1.0, outcome.emitted - 1)
+
+
+def _blind(offer: Offer) -> Decision:
+    size = int((offer.survival[: offer.largest] >= BLIND).sum())
+    return Decision(
+        size=size,
+        reason=f"nothing is known about time: {size} nodes with survival of {BLIND} or more",
+        expected_tokens=1.0 + float(offer.survival[:size].sum()),
+    )

@@ -1,0 +1,123 @@
+"""Whether drafting pays at all: falls back to plain decoding, and probes for its return.
+
+Choosing size 0 costs nothing, but the draft before it was paid for; and values may be wrong. So the
+realised advantage over plain decoding is followed, in tokens per step, and drafting stops while it
+is negative. Below the executed size everything is known from the verified trees, so nothing is
+explored while drafting goes on; from 0 it takes probes, and those are bounded in time.
+
+Hysteresis: leaving takes many steps, or a clear breach of what was expected; returning takes two
+probes in a row that promise a surplus and realise one. At a break-even point the two states are
+thus far apart, and the pause doubles with every return that did not last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+MEMORY = 32.0
+"""Drafted steps over which the advantage is averaged."""
+PATIENCE, HASTE = 16, 3
+"""Drafted steps before a verdict; before one on values that are plainly wrong."""
+LOSS = 0.01
+"""Tokens per step that drafting may lose before it stops."""
+PAUSE, LONGEST_PAUSE = 100, 1600
+"""Steps before a weak surplus may bring drafting back; doubles when a return does not last."""
+WEAK, CLEAR = 0.02, 0.25
+"""Expected surplus in tokens per step that brings drafting back: after the pause, and before."""
+PROBE_SHARE, RAREST_PROBE = 0.005, 40
+"""Share of the time that probes may take, and the most steps between two of them: were they
+rarer, good times would be missed. A probe may cost ``PROBE_COST`` of a plain step at most."""
+PROBE_COST = PROBE_SHARE * RAREST_PROBE
+_KEEP = 1.0 - 1.0 / MEMORY
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What drafting brought in one step, in tokens; time is priced at the plain rate."""
+
+    cost: float
+    """Of drafting and of the nodes verified."""
+    expected: float
+    """Draft tokens that were expected to be accepted."""
+    accepted: int
+
+    @property
+    def surplus(self) -> float:
+        """Expected advantage over plain decoding."""
+        return self.expected - self.cost
+
+    @property
+    def advantage(self) -> float:
+        """Realised advantage over plain decoding."""
+        return self.accepted - self.cost
+
+
+class Guard:
+    """One request's switch between drafting and plain decoding."""
+
+    def __init__(self) -> None:
+        self.on = True
+        self.lost = 0.0
+        """Tokens per step that drafting lost when it was stopped."""
+        self._since, self._pause = 0, PAUSE
+        self._next_probe, self._hits = 0, 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._seen, self._advantage, self._expected, self._accepted = 0, 0.0, 0.0, 0.0
+
+    @property
+    def drafts(self) -> bool:
+        """True if this step should draft: drafting is on, or a probe is due."""
+        return self.on or self._next_probe <= 0
+
+    @property
+    def words(self) -> str:
+        """Why nothing is drafted."""
+        return (
+            f"guard: plain decoding, because drafting lost {self.lost:.3f} tokens a step; "
+            f"next probe in {max(self._next_probe, 0)} steps"
+        )
+
+    def observe(self, balance: Balance | None) -> None:
+        """One step; ``balance`` is None if nothing was drafted."""
+        self._since += 1
+        self._next_probe -= 1
+        if balance is None:
+            return
+        if self.on:
+            self._follow(balance)
+        else:
+            self._probed(balance)
+
+    def _follow(self, balance: Balance) -> None:
+        self._seen += 1
+        keep = 1.0 - 1.0 / min(self._seen, MEMORY)
+        self._advantage = self._advantage * keep + balance.advantage * (1.0 - keep)
+        self._expected = self._expected * _KEEP + balance.expected
+        self._accepted = self._accepted * _KEEP + balance.accepted
+        if self._since >= 4 * self._pause:
+            self._pause = PAUSE  # this return has lasted
+        missing = self._expected - self._accepted
+        wrong = self._seen >= HASTE and missing > 1.0 + 3.0 * sqrt(self._expected)
+        if self._advantage < -LOSS and (wrong or self._seen >= PATIENCE):
+            self.on, self.lost, self._since, self._hits = False, -self._advantage, 0, 0
+            self._wait(balance)
+
+    def _wait(self, balance: Balance) -> None:
+        steps = min(max(balance.cost / PROBE_SHARE, 1.0), float(RAREST_PROBE))
+        self._next_probe = round(steps)
+
+    def _probed(self, balance: Balance) -> None:
+        needed = WEAK if self._since >= self._pause else CLEAR
+        paid = balance.surplus > needed and balance.advantage > 0
+        self._hits = self._hits + 1 if paid else 0
+        if self._hits == 1:
+            self._next_probe = 0
+        elif self._hits == 0:
+            self._wait(balance)
+        else:
+            self.on, self._since = True, 0
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self._reset()

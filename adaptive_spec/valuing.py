@@ -1,0 +1,105 @@
+"""The acceptance model behind a wall: what candidate trees are worth, and what came of them.
+
+Legend: N nodes. A model that fails is skipped for that tree, counted and named once; the drafters'
+own probabilities then stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adaptive_spec import tree as trees
+from adaptive_spec.drafters.base import CandidateTree
+from adaptive_spec.isolation import Faults
+from adaptive_spec.merging import merge
+from adaptive_spec.profilers.base import Acceptance, NullAcceptance
+from adaptive_spec.share import Share
+from adaptive_spec.types import Bools, Floats, Labels, Offer
+from adaptive_spec.verifying import Verification, label
+
+
+class Valuing:
+    """Turns proposals into offers, and verdicts into labels.
+
+    Args:
+        reads_noise: per drafter of the panel, whether its trees depend on the keyed noise.
+        most: most nodes of an offer.
+        faults: who counts the model's exceptions.
+    """
+
+    def __init__(
+        self, acceptance: Acceptance, reads_noise: Sequence[bool], most: int, faults: Faults
+    ) -> None:
+        self.acceptance = acceptance
+        self._reads_noise, self._most, self._skip = tuple(reads_noise), most, faults.skip
+
+    def offer(self, share: Share, room: int) -> None:
+        """Fill ``merged`` and ``offer``: edges calibrated, trees merged, best nodes first.
+
+        Args:
+            room: nodes that the pool can hold.
+        """
+        heat = share.features.temperature
+        given = [share.proposals[place] for place in sorted(share.proposals)]
+        edges = [self._edges(tree, heat) for tree in given]
+        if not given:
+            given, edges = [CandidateTree.empty()], [np.empty(0)]
+        merged = merge(given, edges, lambda values: self._combined(values, heat))
+        alive = trees.survival(merged.tree, merged.edges)
+        order = trees.best_first(alive)[: self._most]
+        share.merged, alive = merged.reordered(order), alive[order]
+        alive.setflags(write=False)
+        share.offer = Offer(share.features, alive, largest=min(len(order), room))
+
+    def observe(self, share: Share, check: Verification) -> Labels:
+        """Teach the model what the target said of a verified tree.
+
+        Returns:
+            The verdict on every edge: whether it is the token drawn.
+        """
+        heat, size = share.features.temperature, len(share.tree)
+        drawn = label(share, check)
+        soft = drawn if all(self._reads_noise) else label(share, check, soft=True)
+        try:
+            for place, source in zip(sorted(share.proposals), share.merged.sources, strict=False):
+                mine = source[:size] >= 0
+                part = trees.select(share.proposals[place], source[:size][mine])
+                labels = drawn if self._reads_noise[place] else soft
+                self.acceptance.observe(part, _only(labels, mine), heat)
+            if len(share.proposals) > 1:
+                labels = drawn if any(self._reads_noise) else soft
+                several = [values[:size] for values in share.merged.values]
+                self.acceptance.observe_combined(several, labels, heat)
+        except Exception as error:
+            self._skip("acceptance", error)
+        return drawn
+
+    def _edges(self, tree: CandidateTree, heat: float) -> Floats:
+        try:
+            return _probabilities(self.acceptance.calibrate(tree, heat), len(tree))
+        except Exception as error:
+            self._skip("acceptance", error)
+            return _null.calibrate(tree, heat)
+
+    def _combined(self, values: Sequence[Floats], heat: float) -> Floats:
+        try:
+            return _probabilities(self.acceptance.combine(values, heat), len(values[0]))
+        except Exception as error:
+            self._skip("acceptance", error)
+            return _null.combine(values, heat)
+
+
+_null = NullAcceptance()
+
+
+def _probabilities(values: Floats, size: int) -> Floats:
+    """``values`` if they can be probabilities of ``size`` edges; else ValueError."""
+    if np.shape(values) != (size,) or not np.isfinite(values).all():
+        raise ValueError("acceptance probabilities are not finite, or not one per edge")
+    return values
+
+
+def _only(labels: Labels, mine: Bools) -> Labels:
+    return Labels(labels.chosen[mine], labels.visited[mine], labels.reach[mine])

@@ -1,0 +1,282 @@
+"""Policies that price nodes, on a simulated machine: rows K4, K6, K7, K9 and K10.
+
+Runs are seeded, so nothing here is left to chance; margins are several times the spread over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from adaptive_spec.controllers.fixed import FixedBudget
+from adaptive_spec.controllers.guard import HASTE, PATIENCE, RAREST_PROBE, Balance, Guard
+from adaptive_spec.controllers.marginal import MarginalGain
+from adaptive_spec.controllers.plain import NoSpeculation
+from adaptive_spec.controllers.rates import GoingRate
+from adaptive_spec.controllers.ratio import BestRatio
+from adaptive_spec.errors import ArgumentError
+from adaptive_spec.profilers.base import NullLatency
+from adaptive_spec.profilers.hardware import peaks
+from adaptive_spec.profilers.latency import LiveLatency
+from adaptive_spec.profilers.roofline import Roofline
+from adaptive_spec.testing.contracts import check_controller
+from adaptive_spec.testing.simulator import Machine, Text, Trace, best_fixed, simulate
+from adaptive_spec.types import Architecture, Features, Offer, Seconds, Work
+
+SMALL = Architecture(
+    model_type="llama",
+    layers=30,
+    hidden=576,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    intermediate=1536,
+    vocab=49152,
+    context_limit=8192,
+    windows=(None,) * 30,
+    experts=0,
+    experts_per_token=0,
+    tied_embeddings=True,
+    dtype="bfloat16",
+    device="cpu",
+    parameters=134_515_008,
+)
+STANDARD = Machine()
+SIZES = (0, 1, 2, 4, 8, 16, 32)
+POLICIES = {"marginal": MarginalGain, "ratio": BestRatio}
+Step = Callable[[int], Machine]
+
+
+def latency() -> LiveLatency:
+    return LiveLatency(Roofline(SMALL, peaks(SMALL, 2)))
+
+
+def steady(edge: float, claimed: float | None = None) -> Text:
+    return Text(lambda step, rng: edge, lambda real: real if claimed is None else claimed)
+
+
+def mixed(low: float = 0.1, high: float = 0.9) -> Text:
+    """Difficulty that varies from step to step."""
+    return Text(lambda step, rng: float(rng.uniform(low, high)))
+
+
+def run(
+    text: Text, machine: Machine | Step = STANDARD, steps: int = 600, policy: str = "marginal"
+) -> Trace:
+    now = machine if callable(machine) else lambda step: machine
+    return simulate(POLICIES[policy](), latency(), now, text, steps)
+
+
+def plain_rate(machine: Machine) -> float:
+    return 1.0 / (machine.base + machine.host)
+
+
+# -- against the best budget that never changes ---------------------------------------------------
+
+
+@pytest.mark.parametrize("slope", [0.0002, 0.0015, 0.006, 0.02])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_marginal_is_as_fast_as_the_best_fixed_budget_and_faster_where_slopes_are_steep(
+    slope: float, noise: float
+) -> None:
+    machine = Machine(slope=slope, noise=noise)
+    ours = run(mixed(), machine, 2000).rate(100)
+    best = best_fixed(machine, mixed(), 2000, SIZES)
+    assert ours > 0.99 * best
+    if slope >= 0.006:
+        assert ours > 1.03 * best
+
+
+def test_a_long_horizon_beats_the_single_step_where_difficulty_varies() -> None:
+    machine = Machine(slope=0.006)
+    long, short = (run(mixed(), machine, 3000, policy).rate(100) for policy in POLICIES)
+    assert long > short
+
+
+def test_staircases_are_climbed_to_the_edge() -> None:
+    """A tile of 8 rows costs as much as one row: nodes up to 7 are free, however unlikely."""
+    curve = tuple(0.06 + 0.03 * (n // 8) for n in range(65))
+    trace = run(steady(0.5), Machine(curve=curve), 300)
+    assert 5 <= np.median(trace.size[150:]) <= 7
+
+
+# -- rows of the fault table -----------------------------------------------------------------------
+
+
+@pytest.mark.fault("K7")
+@pytest.mark.parametrize("draft", [0.0003, 0.009])
+@pytest.mark.parametrize("claimed", [0.01, 0.4, 0.8])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_speculation_that_never_pays_costs_two_percent_at_most(
+    draft: float, claimed: float, policy: str
+) -> None:
+    """Also with a drafter that lies about its chances, and without any acceptance model."""
+    machine = Machine(draft=draft)
+    trace = run(steady(0.0, claimed), machine, 500, policy)
+    assert trace.rate() > plain_rate(machine) / 1.02
+    never = simulate(FixedBudget("8"), NullLatency(), lambda s: machine, steady(0.0), 500)
+    assert never.rate() < plain_rate(machine) / 1.02  # what the bound is worth
+
+
+@pytest.mark.fault("K6")
+@pytest.mark.parametrize("draft", [0.0003, 0.009])
+@pytest.mark.parametrize("bad", [200, 700])
+def test_speculation_comes_back_within_100_steps_of_better_times(draft: float, bad: int) -> None:
+    text = Text(
+        lambda step, rng: 0.0 if step < bad else 0.8, lambda real: 0.5 if real == 0 else real
+    )
+    machine = Machine(draft=draft)
+    trace = run(text, machine, bad + 300)
+    assert sum(trace.size[bad - 100 : bad]) / 100 < 2
+    for size in SIZES:  # the same text, luck included
+        fixed = simulate(FixedBudget(str(size)), NullLatency(), lambda s: machine, text, bad + 300)
+        assert trace.rate(bad + 100) > 0.97 * fixed.rate(bad + 100)
+
+
+@pytest.mark.fault("K4")
+@pytest.mark.parametrize("seed", range(5))
+def test_at_a_break_even_point_there_are_two_switches_in_100_steps_at_most(seed: int) -> None:
+    """Drafting costs 15 % of a step and brings just that."""
+    machine, policy = Machine(draft=0.0091), MarginalGain()
+    states: list[bool] = []
+
+    def now(step: int) -> Machine:
+        course = policy._courses.get("r")
+        states.append(course is None or course.guard.on)
+        return machine
+
+    simulate(policy, latency(), now, steady(0.155), 1500, seed)
+    flips = np.abs(np.diff(np.array(states, dtype=int)))
+    assert max(flips[i : i + 100].sum() for i in range(len(flips) - 100)) <= 2
+
+
+@pytest.mark.fault("K9")
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("factor", [3.0, 1 / 3])
+def test_a_uniform_slowdown_does_not_change_the_tree(policy: str, factor: float) -> None:
+    slow = Machine().scaled(base=factor, slope=factor, draft=factor, host=factor)
+    calm = run(mixed(), Machine(), 400, policy)
+    jumped = run(mixed(), lambda step: Machine() if step < 200 else slow, 400, policy)
+    assert jumped.size == calm.size
+    steep = Machine().scaled(slope=factor)
+    other = run(mixed(), lambda step: Machine() if step < 200 else steep, 400, policy)
+    assert other.size != calm.size  # the control: a slope that changes alone does
+
+
+@pytest.mark.fault("K10")
+@pytest.mark.parametrize(
+    "jump",
+    [
+        {"slope": 6.0},
+        {"slope": 0.1},
+        {"base": 3.0},
+        {"base": 0.3},
+        {"draft": 40.0},
+        {"host": 40.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_after_a_jump_of_one_cost_the_new_optimum_is_found_within_50_steps(
+    jump: dict[str, float], noise: float
+) -> None:
+    before, after = Machine(noise=noise), Machine(noise=noise).scaled(**jump)
+    trace = run(mixed(), lambda step: before if step < 300 else after, 900)
+    best = best_fixed(after, mixed(), 2000, SIZES)
+    assert trace.rate(350) > 0.98 * best
+
+
+# -- the pieces ------------------------------------------------------------------------------------
+
+
+class Priced(NullLatency):
+    """A latency model that knows: base and slope in seconds."""
+
+    def __init__(self, base: float = 0.06, slope: float = 0.002) -> None:
+        self.base, self.slope = base, slope
+
+    def predict(self, work: Work) -> Seconds:
+        nodes = work.nodes.astype(float)
+        return Seconds(
+            draft=np.zeros(len(nodes)),
+            verify=self.base + self.slope * nodes,
+            host=np.zeros(len(nodes)),
+        )
+
+
+def offer(request: str, survival: list[float], packed: int = 1) -> Offer:
+    features = Features(request, 0, 50, 0, 100, 0.0, packed, 50)
+    return Offer(features, np.array(survival), len(survival))
+
+
+def test_requests_of_a_step_share_one_budget_by_value() -> None:
+    policy = MarginalGain()
+    rich, poor = offer("rich", [0.9, 0.8, 0.7, 0.6], 2), offer("poor", [0.5, 0.02, 0.01], 2)
+    policy.plan([rich.features, poor.features], Priced())
+    first, second = policy.cut([rich, poor], Priced())
+    assert (first.size, second.size) == (4, 1)
+    assert first.predicted is not None
+    assert len(first.predicted) == 5
+    assert first.predicted[4] == first.expected_seconds == second.expected_seconds
+    assert first.predicted[0] == pytest.approx(0.06 + 0.002)  # the other one's node stays
+    assert first.expected_tokens == pytest.approx(1 + 3.0)
+
+
+def test_nothing_offered_is_plain_decoding() -> None:
+    for policy in (MarginalGain(), BestRatio()):
+        (decision,) = policy.cut([offer("r", [])], Priced())
+        assert decision.size == 0
+        assert decision.predicted == (0.06,)
+
+
+def test_the_going_rate_is_repriced_when_the_machine_changes() -> None:
+    rate = GoingRate(horizon=48)
+    for _ in range(500):
+        rate.observe(tokens=3, nodes=10, drafted=True)
+    fast = 0.06 + 0.001 * np.arange(40)
+    assert rate.tokens_per_second(fast, 0.01) == pytest.approx(3 / (0.07 + 0.01), rel=1e-3)
+    assert rate.tokens_per_second(2 * fast, 0.02) == pytest.approx(1.5 / 0.08, rel=1e-3)
+    forever = GoingRate(float("inf"))
+    assert forever.tokens_per_second(fast, 0.0) == pytest.approx(1 / 0.06)
+
+
+def test_the_guard_leaves_returns_and_says_why() -> None:
+    guard = Guard()
+    losing, winning = Balance(0.2, 0.3, 0), Balance(0.2, 1.0, 1)
+    for _ in range(PATIENCE):
+        assert guard.on
+        guard.observe(losing)
+    assert not guard.on
+    assert "drafting lost 0.200 tokens a step" in guard.words
+    waited = 0
+    while not guard.drafts:
+        guard.observe(None)
+        waited += 1
+    assert waited == RAREST_PROBE
+    guard.observe(winning)
+    assert guard.drafts
+    guard.observe(winning)
+    assert guard.on
+
+
+def test_values_that_are_plainly_wrong_are_noticed_in_haste() -> None:
+    guard = Guard()
+    for _ in range(HASTE + 1):
+        guard.observe(Balance(0.4, 4.0, 0))
+    assert not guard.on
+
+
+@pytest.mark.fault("K5")
+@pytest.mark.parametrize("make", [MarginalGain, BestRatio, FixedBudget, NoSpeculation])
+def test_every_policy_keeps_the_contract(make: Callable[[], MarginalGain]) -> None:
+    check_controller(make)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "x", "", "1e999x"])
+def test_bad_horizons_are_refused(text: str) -> None:
+    with pytest.raises(ArgumentError, match="horizon"):
+        MarginalGain(text)
+    with pytest.raises(ArgumentError, match="no argument"):
+        BestRatio("2")
