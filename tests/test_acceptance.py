@@ -83,10 +83,10 @@ def teach(
 def exam(
     model: Acceptance, law: Law, temperature: float = 0.0, depth: int = 4
 ) -> tuple[Floats, Floats, Floats]:
-    """Predictions, truth and visits of 300 fresh trees, concatenated."""
+    """Predictions, truth and visits of 120 fresh trees, concatenated."""
     rng = np.random.default_rng(999)
     rows = []
-    for _ in range(300):
+    for _ in range(120):
         tree = ladder(rng, depth)
         truth = law(tree)
         p = model.calibrate(tree, temperature)
@@ -102,7 +102,14 @@ def error(model: Acceptance, law: Law, temperature: float = 0.0) -> float:
 
 
 def shifted(slope: float, intercept: float) -> Law:
-    return lambda tree: sigmoid(slope * odds(np.exp(tree.logq)) + intercept)
+    """Log-odds off by a line; siblings that then sum above 1 are scaled."""
+
+    def law(tree: CandidateTree) -> Floats:
+        truth = sigmoid(slope * odds(np.exp(tree.logq)) + intercept)
+        total = np.bincount(tree.parent + 1, weights=truth, minlength=len(tree) + 1)
+        return truth / np.maximum(total, 1.0)[tree.parent + 1]
+
+    return law
 
 
 # -- step one -------------------------------------------------------------------------------------
@@ -126,37 +133,40 @@ def test_a_handful_of_steps_does_not_overturn_it_but_a_page_does() -> None:
     for _ in range(40):
         model.observe(tree, never, 0.0)
         values.append(float(model.calibrate(tree, 0.0)[0]))
-    assert values[2] > 0.45
-    assert values[19] < 0.25
+    assert values[2] > 0.55
+    assert values[19] < 0.3
     assert values[39] < 0.15
 
 
 # -- censoring ------------------------------------------------------------------------------------
 
 
-def geometric(a: float, cap: int, unseen: float) -> Floats:
-    """[8] estimates per depth after 800 chains of ``cap`` nodes, each accepted with odds a."""
+def geometric(a: float, cap: int) -> Floats:
+    """[8] estimates per depth after 3000 visits of chains of ``cap`` nodes; a is the true odds."""
     model, rng, tree = OnlineAcceptance(["a"]), np.random.default_rng(cap), chain(0.7, cap)
-    for _ in range(800):
-        model.observe(tree, play(rng, tree, np.full(cap, a), unseen), 0.0)
+    place = np.arange(cap)
+    for run in np.minimum(rng.geometric(1 - a, round(3000 * (1 - a))) - 1, cap):
+        chosen = np.where(place < run, 1.0, np.where(place == run, 0.0, np.nan))
+        model.observe(tree, Labels(chosen, place <= run, np.ones(cap)), 0.0)
     return model.calibrate(chain(0.7, 8), 0.0)
 
 
 @pytest.mark.fault("K3")
 @pytest.mark.parametrize("a", [0.3, 0.6, 0.9])
 def test_acceptance_beyond_what_was_drafted_is_not_taken_for_refused(a: float) -> None:
+    """Known geometric law, caps 2 to 8."""
     for cap in range(2, 9):
-        p = geometric(a, cap, np.nan)
+        p = geometric(a, cap)
         visits = a ** np.arange(cap)
         assert abs(visits @ p[:cap] / visits.sum() - a) < 0.03, cap
-        assert np.abs(np.cumprod(p) - a ** np.arange(1, 9)).max() < 0.08, cap
+        assert np.abs(np.cumprod(p) - a ** np.arange(1, 9)).max() < 0.12, cap
 
 
 @pytest.mark.fault("K3")
 def test_taking_unseen_edges_for_refused_would_be_noticed() -> None:
     """Negative control: labels 0 where there should be none, with visits everywhere."""
     model, rng, tree = OnlineAcceptance(["a"]), np.random.default_rng(8), chain(0.7, 8)
-    for _ in range(800):
+    for _ in range(600):
         labels = play(rng, tree, np.full(8, 0.6), 0.0)
         model.observe(tree, replace(labels, visited=np.ones(8, dtype=np.bool_)), 0.0)
     visits = 0.6 ** np.arange(8)
@@ -174,25 +184,23 @@ def test_soft_labels_are_shares() -> None:
     assert model.calibrate(tree, 0.7)[0] == pytest.approx(0.35, abs=0.03)
 
 
-def test_an_over_confident_drafter_is_put_right() -> None:
-    law, model = shifted(0.6, -0.5), OnlineAcceptance(["a"])
-    before = expected_calibration_error(*exam(model, law))
-    teach(model, np.random.default_rng(1), law, 200)
-    after = expected_calibration_error(*exam(model, law))
-    assert before > 0.08
-    assert after < 0.03
-
-
-def test_an_honest_drafter_stays_honest() -> None:
-    law, model = shifted(1.0, 0.0), OnlineAcceptance(["a"])
-    teach(model, np.random.default_rng(2), law, 200)
-    assert expected_calibration_error(*exam(model, law)) < 0.03
+@pytest.mark.parametrize(("slope", "intercept"), [(0.6, -0.5), (1.0, 0.0)])
+def test_a_drafter_is_put_right_within_200_trees(slope: float, intercept: float) -> None:
+    """Mean of eight texts: 0.019 +- 0.003 for the over-confident drafter, 0.014 for the honest."""
+    law, errors = shifted(slope, intercept), []
+    for seed in range(8):
+        model = OnlineAcceptance(["a"])
+        teach(model, np.random.default_rng(seed), law, 200)
+        errors.append(expected_calibration_error(*exam(model, law)))
+    assert np.mean(errors) < 0.03
+    before = expected_calibration_error(*exam(NullAcceptance(), law))
+    assert before > 0.08 if slope < 1 else before < 0.01
 
 
 def test_depth_and_rank_have_their_own_say() -> None:
     def law(tree: CandidateTree) -> Floats:
         deep = trees.depths(tree.parent) >= 3
-        return sigmoid(odds(np.exp(tree.logq)) + 0.6 - 1.2 * deep - 0.8 * (tree.rank > 0))
+        return sigmoid(odds(np.exp(tree.logq)) - 1.2 * deep - 0.8 * (tree.rank > 0))
 
     model, rng = OnlineAcceptance(["a"]), np.random.default_rng(3)
     teach(model, rng, law, 400)
@@ -221,11 +229,10 @@ def test_node_features_are_used_where_there_are_any() -> None:
     model, blind = OnlineAcceptance(["a"]), OnlineAcceptance(["a"])
 
     def draw() -> tuple[CandidateTree, Floats]:
-        tree = ladder(rng)
-        length = rng.integers(0, 20, len(tree)).astype(np.float64)
-        unknown = {"colour": rng.normal(size=len(tree))}
-        truth = sigmoid(odds(np.exp(tree.logq)) - 1.5 + 0.8 * np.log1p(length)).clip(0, 0.5)
-        return replace(tree, features={"match_length": length, **unknown}), truth
+        tree = chain(0.6, 4)
+        length = rng.integers(0, 20, 4).astype(np.float64)
+        features = {"match_length": length, "colour": rng.normal(size=4)}
+        return replace(tree, features=features), sigmoid(-1.5 + np.log1p(length))
 
     for _ in range(400):
         tree, truth = draw()
@@ -237,30 +244,36 @@ def test_node_features_are_used_where_there_are_any() -> None:
         for tree, truth in (draw() for _ in range(200))
     ]
     seeing, missing = np.mean(gaps, axis=0)
-    assert seeing < 0.75 * missing
+    assert seeing < 0.05
+    assert missing > 0.12  # negative control
     plain = model.calibrate(replace(tree, features={}), 0.0)
     nothing = {"match_length": np.full(len(tree), np.nan)}
     assert (model.calibrate(replace(tree, features=nothing), 0.0) == plain).all()
 
 
-@pytest.mark.parametrize(("first", "second"), [((1.0, 1.5), (1.0, -1.5)), ((1, -1.5), (1, 1))])
+@pytest.mark.parametrize("to", [(1.0, -1.8), (1.0, 0.3)])
 def test_a_change_of_text_is_followed_within_50_steps(
-    first: tuple[float, float], second: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+    to: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Mean of four texts, 300 steps before the change."""
+
     def after_change() -> float:
-        model, rng = OnlineAcceptance(["a"]), np.random.default_rng(6)
-        teach(model, rng, shifted(*first), 600)
-        teach(model, rng, shifted(*second), 50)
-        return error(model, shifted(*second))
+        errors = []
+        for seed in range(4):
+            model, rng = OnlineAcceptance(["a"]), np.random.default_rng(seed)
+            teach(model, rng, shifted(1.0, -1.5 - to[1]), 300)
+            teach(model, rng, shifted(*to), 50)
+            errors.append(error(model, shifted(*to)))
+        return float(np.mean(errors))
 
     assert after_change() < 0.06
-    monkeypatch.setattr(logistic, "HURRY", logistic.MEMORY)  # negative control
-    assert after_change() > 0.1
+    monkeypatch.setattr(logistic, "WINDOWS", (logistic.MEMORY,) * 2)  # negative control
+    assert after_change() > 0.12
 
 
 def test_drafters_are_learned_apart() -> None:
     model, rng = OnlineAcceptance(["good", "bad"]), np.random.default_rng(7)
-    laws = [shifted(1.0, 0.5), shifted(1.0, -1.5), shifted(1.0, -0.5)]
+    laws = [shifted(1.0, 0.3), shifted(1.0, -1.5), shifted(1.0, -0.5)]
     names = [0, 1, 7]  # the last one is on no list
     for _ in range(200):
         for name, law in zip(names, laws, strict=True):
@@ -458,9 +471,9 @@ def _spoil(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("models.1.precision.0.0", -5.0, "models[1].precision"),
         ("models.1.precision.0.1", 1e9, "models[1].precision"),
         ("models.2.precision", "x", "models[2].precision"),
-        ("models.0.noise.0", -1.0, "models[0].noise"),
+        ("models.0.lean.0.3", -1.0, "models[0].lean"),
         ("pool", {}, "pool.mean"),
-        ("pool.lean", [0.0, float("inf")], "pool.lean"),
+        ("pool.lean.0.0", float("inf"), "pool.lean"),
     ],
 )
 def test_a_broken_state_is_refused_by_field(path: str, value: object, field: str) -> None:

@@ -200,7 +200,7 @@ BAD = [
     ("--policy fixt:3", ["'fixt'", "did you mean 'fixed'", "plain"]),
     ("--policy fixed:-3", ["fixed:-3", "0 to 1024"]),
     ("--drafter sufix", ["'sufix'", "did you mean 'suffix'"]),
-    ("--drafter suffix+suffix", ["suffix+suffix", "not supported"]),
+    ("--drafter suffix+suffix", ["suffix+suffix", "once"]),
     ("--config nope", ["'nope'", "default"]),
     ("--set tree.max_node=3", ["tree.max_node", "did you mean 'max_nodes'"]),
     ("--set tree.max_nodes=-3", ["tree.max_nodes=-3", "0"]),
@@ -325,7 +325,7 @@ def test_demo_on_a_pipe(
     assert called.out.count("identical (") + called.out.count("first differs at") == 4
     assert f"log: {log}" in called.out
     found = load_log(log)
-    assert {step["policy"] for step in found.steps} == {"plain", "fixed:16"}
+    assert {step["policy"] for step in found.steps} == {"plain", "marginal"}
     assert len({request["request"] for request in found.requests}) == 8
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adaptive_spec.build import build_drafter, build_log
+from adaptive_spec.build import build_log, find_drafters
 from adaptive_spec.config import Config, load_config, presets
 from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.drafters.registry import DRAFTERS
@@ -18,7 +18,6 @@ from adaptive_spec.errors import (
     ArgumentError,
     ConfigError,
     UnknownNameError,
-    UnsupportedError,
 )
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.registry import Registry
@@ -35,7 +34,7 @@ def test_every_preset_loads_and_names_what_exists(
     monkeypatch.chdir(tmp_path)
     config = load_config(name)
     CONTROLLERS.find(config.policy)
-    assert build_drafter(config).name == "suffix"
+    assert [entry.name for entry, _ in find_drafters(config)] == ["suffix"]
     log = build_log(config)
     assert (log.path is not None) == (name == "logged")
     log.close()
@@ -137,7 +136,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ({"policy": "fixed:many"}, ArgumentError, "from 0 to 1024"),
         ({"policy": "plain:3"}, ArgumentError, "takes no argument"),
         ({"drafter": "suffix:3"}, ArgumentError, "takes none"),
-        ({"drafter": "suffix+suffix"}, UnsupportedError, "merging drafters"),
+        ({"drafter": "suffix+suffix"}, ArgumentError, "every drafter may come once"),
     ],
     ids=str,
 )
@@ -155,7 +154,7 @@ def test_a_bad_policy_of_a_session_leaves_everything_as_it_was() -> None:
         for bad in ("fxed", "fixed:x", ""):
             with pytest.raises(AdaptiveSpecError):
                 session.set_policy(bad)
-        assert session.policy == "fixed:16"
+        assert session.policy == "marginal"
         with pytest.raises(UnknownNameError):
             decoder.start([5, 6, 7], policy="fxed", max_new_tokens=4)
         list(session)
@@ -175,7 +174,7 @@ def policy(argument):
     return FixedBudget(argument or "2")
 
 def drafter(argument, **options):
-    return SuffixDrafter(argument, **options)
+    return SuffixDrafter(argument, coupled=options["coupled"])
 """
 POINTS = """
 [adaptive_spec.controllers]
@@ -206,7 +205,7 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_installed_plug_in_is_found_and_imported_late() -> None:
     assert "two" in {point.name for point in entry_points(group="adaptive_spec.controllers")}
     entries = {entry.name: entry for entry in CONTROLLERS.entries()}
-    assert set(entries) == {"plain", "fixed", "two", "broken"}
+    assert set(entries) == {"plain", "fixed", "marginal", "ratio", "two", "broken"}
     assert "acme_plug_in:policy" in entries["two"].summary
     assert "plug-in" not in entries["plain"].summary, "built-in names cannot be taken over"
     assert "acme_plug_in" not in sys.modules

@@ -193,5 +193,5 @@ def test_a_receiver_that_raises_is_skipped_and_named_once(
         warnings.simplefilter("always")
         assert run(decoder, PROMPT, check_state, max_new_tokens=12) == known
     assert [name in str(w.message) for w in caught] == [True]
-    assert decoder.reporter.faults[name] > 1
-    assert set(decoder.reporter.faults) == {name}
+    assert decoder.faults.count[name] > 1
+    assert set(decoder.faults.count) == {name}

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import adaptive_spec
-from adaptive_spec.build import build_drafter, build_log
+from adaptive_spec.build import build_drafters, build_log
 from adaptive_spec.config import load_config
 from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.deciding import Deciding
-from adaptive_spec.drafters.registry import DRAFTERS
+from adaptive_spec.drafters.registry import DRAFTERS, DraftContext
 from adaptive_spec.errors import (
     AdaptiveSpecError,
     CatalogueError,
@@ -66,6 +66,8 @@ HOSTILE = [
     "PLAIN",
     "suffix:canary.run",
     "suffix:../../canary",
+    "draft_model:canary.run",
+    "draft_model:../../canary",
 ]
 
 
@@ -88,7 +90,7 @@ def test_names_resolve_in_registries_only(name: str, canary: Path) -> None:
     with pytest.raises(AdaptiveSpecError):
         Deciding(NullLatency(), 16, 16).add(config.policy)
     with pytest.raises(AdaptiveSpecError):
-        build_drafter(config)
+        build_drafters(config, DraftContext(None, load, lambda: None))
     known = {entry.name for entry in [*CONTROLLERS.entries(), *DRAFTERS.entries()]}
     assert name not in known
 

@@ -23,10 +23,10 @@ LINKS = ("controllers", "profilers", "configs")
 FLOORS = {
     1: "errors types registry controllers.base drafters.base profilers.base online.base",
     2: "tree walk sampling stopping packing profilers.* controllers.* budget_log log_file "
-    "log_reader drafters.automaton",
+    "log_reader drafters.automaton drafters.coupling drafters.pairing merging",
     3: "cache target selfcheck heads.* kernels.*",
-    4: "drafters.* online.* config session requests drafting deciding verifying reporting share "
-    "decoder build",
+    4: "drafters.* online.* config session requests drafting valuing deciding verifying reporting "
+    "isolation share decoder build calibrating",
     5: "hf arguments row_rules outputs cli.* bench.* testing.* training.* models fetching "
     "conversion user_cache prompts",
 }

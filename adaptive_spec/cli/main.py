@@ -21,6 +21,7 @@ from adaptive_spec import __version__
 from adaptive_spec.arguments import check_values
 from adaptive_spec.bench.settings import most_threads
 from adaptive_spec.cli.bench import bench
+from adaptive_spec.cli.calibrate import calibrate
 from adaptive_spec.cli.catalogue import models, policies
 from adaptive_spec.cli.demo import demo
 from adaptive_spec.cli.generate import ANY_VOCAB, generate
@@ -48,6 +49,7 @@ app.command()(demo)
 app.command()(generate)
 app.command()(bench)
 app.command()(inspect)
+app.command()(calibrate)
 app.add_typer(models, name="models")
 app.command()(policies)
 

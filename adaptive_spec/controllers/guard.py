@@ -1,9 +1,10 @@
 """Whether drafting pays at all: falls back to plain decoding, and probes for its return.
 
 Choosing size 0 costs nothing, but the draft before it was paid for; and values may be wrong. So the
-realised advantage over plain decoding is followed, in tokens per step, and drafting stops while it
-is negative. Below the executed size everything is known from the verified trees, so nothing is
-explored while drafting goes on; from 0 it takes probes, and those are bounded in time.
+advantage over plain decoding is followed, in tokens per step: the surplus that was expected, less
+what expectations have proven to exceed the truth by. Drafting stops while that is negative. Below
+the executed size everything is known from the verified trees, so nothing is explored while drafting
+goes on; from 0 it takes probes, and those are bounded in time.
 
 Hysteresis: leaving takes many steps, or a clear breach of what was expected; returning takes two
 probes in a row that promise a surplus and realise one. At a break-even point the two states are
@@ -15,10 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-MEMORY = 32.0
-"""Drafted steps over which the advantage is averaged."""
-PATIENCE, HASTE = 16, 3
-"""Drafted steps before a verdict; before one on values that are plainly wrong."""
+MEMORY, LONG_MEMORY = 32.0, 256.0
+"""Drafted steps over which the expected surplus is averaged, and its excess."""
+PATIENCE, HASTE = 16, 4
+"""Drafted steps before a verdict; before one on values that are plainly too high."""
+DOUBT = 2.0
+"""Standard errors by which fewer tokens than expected must have come to prove an excess."""
 LOSS = 0.01
 """Tokens per step that drafting may lose before it stops."""
 PAUSE, LONGEST_PAUSE = 100, 1600
@@ -29,7 +32,6 @@ PROBE_SHARE, RAREST_PROBE = 0.005, 40
 """Share of the time that probes may take, and the most steps between two of them: were they
 rarer, good times would be missed. A probe may cost ``PROBE_COST`` of a plain step at most."""
 PROBE_COST = PROBE_SHARE * RAREST_PROBE
-_KEEP = 1.0 - 1.0 / MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,13 @@ class Guard:
     def __init__(self) -> None:
         self.on = True
         self.lost = 0.0
-        """Tokens per step that drafting lost when it was stopped."""
+        """Tokens per step that drafting cost more than it brought when it was stopped."""
         self._since, self._pause = 0, PAUSE
         self._next_probe, self._hits = 0, 0
         self._reset()
 
     def _reset(self) -> None:
-        self._seen, self._advantage, self._expected, self._accepted = 0, 0.0, 0.0, 0.0
+        self._seen, self._surplus, self._accepted, self._expected = 0, 0.0, 0.0, 0.0
 
     @property
     def drafts(self) -> bool:
@@ -76,7 +78,7 @@ class Guard:
     def words(self) -> str:
         """Why nothing is drafted."""
         return (
-            f"guard: plain decoding, because drafting lost {self.lost:.3f} tokens a step; "
+            f"guard: plain decoding, drafting had been losing {self.lost:.3f} tokens a step; "
             f"next probe in {max(self._next_probe, 0)} steps"
         )
 
@@ -93,16 +95,17 @@ class Guard:
 
     def _follow(self, balance: Balance) -> None:
         self._seen += 1
-        keep = 1.0 - 1.0 / min(self._seen, MEMORY)
-        self._advantage = self._advantage * keep + balance.advantage * (1.0 - keep)
-        self._expected = self._expected * _KEEP + balance.expected
-        self._accepted = self._accepted * _KEEP + balance.accepted
+        short, long = 1.0 / min(self._seen, MEMORY), 1.0 / min(self._seen, LONG_MEMORY)
+        self._surplus += (balance.surplus - self._surplus) * short
+        self._expected += (balance.expected - self._expected) * long
+        self._accepted += (balance.accepted - self._accepted) * long
         if self._since >= 4 * self._pause:
             self._pause = PAUSE  # this return has lasted
-        missing = self._expected - self._accepted
-        wrong = self._seen >= HASTE and missing > 1.0 + 3.0 * sqrt(self._expected)
-        if self._advantage < -LOSS and (wrong or self._seen >= PATIENCE):
-            self.on, self.lost, self._since, self._hits = False, -self._advantage, 0, 0
+        spread = self._accepted * (1.0 + self._accepted) + long  # of a geometric count
+        excess = max(self._expected - self._accepted - DOUBT * sqrt(spread * long), 0.0)
+        patience = HASTE if excess > 0.0 else PATIENCE
+        if self._seen >= patience and (gain := self._surplus - excess) < -LOSS:
+            self.on, self.lost, self._since, self._hits = False, -gain, 0, 0
             self._wait(balance)
 
     def _wait(self, balance: Balance) -> None:

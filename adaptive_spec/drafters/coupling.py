@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
+from math import isfinite, nan
 
 import numpy as np
 
@@ -94,6 +94,27 @@ class Node:
     """By falling log-probability; None as long as the model was not asked."""
     margin: float = nan
     entropy: float = nan
+
+
+def hang(
+    nodes: Sequence[Node], token: Ints, logq: Floats, chance: Floats, entropy: Floats, most: int
+) -> None:
+    """Give every node its ``most`` best children, and the facts that their features come from.
+
+    Args:
+        nodes: [M].
+        token, logq: [M, C] candidates and what the drafter gives them, at least two, best first.
+        chance: [M, C] log-probabilities that rank and price them; those not finite cannot be.
+        entropy: [M] of the drafter's whole distribution, in nats.
+    """
+    best = np.argsort(-chance, axis=1, kind="stable")[:, :most].tolist()
+    for row, node in enumerate(nodes):
+        node.margin, node.entropy = float(logq[row, 0] - logq[row, 1]), float(entropy[row])
+        node.children = [
+            (int(token[row, c]), odds, Node(int(token[row, c]), node, node.depth + 1))
+            for c in best[row]
+            if isfinite(odds := min(float(chance[row, c]), 0.0))
+        ]
 
 
 @dataclass(slots=True, eq=False)

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 
 from adaptive_spec.cache import SlotCache, SlotPool
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
-from adaptive_spec.drafters.coupling import Node, Sapling, couple
+from adaptive_spec.drafters.coupling import Node, Sapling, couple, hang
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.packing import PackedBatch, Part, chain_part, pack
 from adaptive_spec.target import Target
@@ -94,7 +93,7 @@ class DraftModelDrafter:
         self,
         model: Any,
         *,
-        width: int = 4,
+        width: int = 8,
         siblings: int = 8,
         coupled: bool = True,
         slots: int = 512,
@@ -210,9 +209,9 @@ class DraftModelDrafter:
             ]
             if not parts or sum(len(part.tokens) for part in parts) > self.pool.free:
                 return
-            self._packed(drafts, parts, self._hang)
+            self._packed(drafts, parts, self._branch)
 
-    def _hang(self, drafts: Sequence[_Draft], batch: PackedBatch, logits: torch.Tensor) -> None:
+    def _branch(self, drafts: Sequence[_Draft], batch: PackedBatch, logits: torch.Tensor) -> None:
         """Give the sprouts their children. No slot is kept."""
         asked: list[tuple[_Draft, Node]] = []
         rows: list[int] = []
@@ -233,14 +232,7 @@ class DraftModelDrafter:
         if self.reads_noise:
             positions = [draft.length + node.depth for draft, node in asked]
             chance = couple(requests, positions, token, logq)
-        best = np.argsort(-chance, axis=1, kind="stable")[:, : self._siblings].tolist()
-        for row, (_, node) in enumerate(asked):
-            node.margin, node.entropy = float(logq[row, 0] - logq[row, 1]), float(entropy[row])
-            node.children = [
-                (int(token[row, c]), odds, Node(int(token[row, c]), node, node.depth + 1))
-                for c in best[row]
-                if isfinite(odds := min(float(chance[row, c]), 0.0))
-            ]
+        hang([node for _, node in asked], token, logq, chance, entropy, self._siblings)
 
     # -- one forward ----------------------------------------------------------------------------
 
@@ -267,8 +259,7 @@ class DraftModelDrafter:
         if sound:
             settle(drafts, batch, logits)
             return
-        self.cache.zero(batch.slots.tolist())
-        sick = self.cache.purge()
+        sick = self.cache.purge()  # clears free slots too, those of this forward included
         for context in list(self._contexts.values()):
             if context.owner in sick:
                 self._lose(context)

@@ -16,6 +16,7 @@ path that ends, or a tree that was cut, says nothing about what would have come 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import log, log1p
 from typing import Any
 
 import numpy as np
@@ -33,22 +34,21 @@ OFF_PATH = 0.1
 a poor witness: after a wrong token the target agrees with the drafter less often."""
 HOTTEST = 2.0
 """Temperatures are told apart up to here."""
-
 DEPTHS = (2, 3, 5, 9)
 RANKS = (1, 2, 4)
 """From these on, depth and rank each have a step of their own."""
 FEATURES = {"match_length": 1.5, "count": 1.0, "margin": 0.7, "entropy": 0.7}
-"""Node features in use and what log(1 + value) is centred on; a missing value counts as that."""
+"""Node features in use, and what log(1 + value) is centred on; a missing one counts as that."""
 REACH = 3.0
-"""Centred features are clipped to +- this."""
+"""Centred features are cut here."""
 
 INTERCEPT, SLOPE, DEPTH_SLOPE, RANK_SLOPE, HEAT, HEAT_SLOPE = range(6)
 STEPS = 6
 EXTRAS = STEPS + len(DEPTHS) + len(RANKS)
 COLUMNS = EXTRAS + len(FEATURES)
 
-_SPREADS = (0.5, 0.25, 0.2, 0.2, 0.5, 0.2)
-"""Prior standard deviations of these six; all others have 0.25."""
+_SPREADS = (0.6, 0.25, 0.1, 0.1, 0.5, 0.2)
+"""Prior standard deviations of these six; all others have 0.3."""
 _POOL_COLUMNS = 5
 """Intercept, best log-odds, mean of the others, how many there are beyond two, temperature."""
 
@@ -61,7 +61,6 @@ class OnlineAcceptance:
             the list is learned about too, all such under one hat.
 
     Attributes:
-        names: the drafters.
         ignored: labels that were no probabilities, or came with nodes that had none.
     """
 
@@ -114,7 +113,7 @@ class OnlineAcceptance:
         if not len(several):
             return
         parts = np.stack(several)
-        sound: Bools = ~((parts < 0.0) | (parts > 1.0)).any(axis=0)
+        sound = np.all(~((parts < 0.0) | (parts > 1.0)), axis=0)
         heat, chosen, weight = self._sift(labels, sound, temperature)
         use = (np.isfinite(parts).sum(axis=0) > 1) & (weight > 0)
         if use.any():
@@ -138,10 +137,9 @@ class OnlineAcceptance:
         """
         if not isinstance(state, Mapping):
             raise ArgumentError("state", type(state).__name__, "a mapping, as state() returns it")
-        if state.get("version") != VERSION:
-            raise ArgumentError("version", state.get("version"), f"only {VERSION} can be restored")
-        if state.get("drafters") != list(self.names):
-            raise ArgumentError("drafters", state.get("drafters"), f"must be {list(self.names)}")
+        for field, wanted in (("version", VERSION), ("drafters", list(self.names))):
+            if (found := state.get(field)) != wanted:
+                raise ArgumentError(field, found, f"only {wanted} can be restored")
         ignored = state.get("ignored")
         if isinstance(ignored, bool) or not isinstance(ignored, int) or ignored < 0:
             raise ArgumentError("ignored", ignored, "a whole number, at least 0")
@@ -181,27 +179,26 @@ class OnlineAcceptance:
         return heat, np.where(good, chosen, 0.0), weight
 
     def _pool_rows(self, parts: Floats, heat: float) -> Floats:
-        """[N, 5 + D] rows of edges that at least two drafters proposed, from parts [D, N]."""
+        """[N, 5 + D] rows of edges that two or more drafters proposed, from parts [D, N]."""
         proposed = np.isfinite(parts)
         odds = log_odds(np.where(proposed, parts, 0.5), LEAST)  # 0 where not proposed
         best = np.where(proposed, odds, -np.inf).max(axis=0)
         count = proposed.sum(axis=0)
-        rows = np.zeros((parts.shape[1], _POOL_COLUMNS + len(self.names)))
-        rows[:, 0], rows[:, 1], rows[:, 4] = 1.0, best, heat
-        rows[:, 2] = (odds.sum(axis=0) - best) / (count - 1)
-        rows[:, 3] = count - 2
+        rows = np.zeros((_POOL_COLUMNS + len(self.names), parts.shape[1]))
+        others = (odds.sum(axis=0) - best) / (count - 1)
+        rows[0], rows[1], rows[2], rows[3], rows[4] = 1.0, best, others, count - 2, heat
         known = odds[: len(self.names)]
-        rows[:, _POOL_COLUMNS : _POOL_COLUMNS + len(known)] = known.T
-        return rows
+        rows[_POOL_COLUMNS : _POOL_COLUMNS + len(known)] = known
+        return rows.T
 
 
 def _heat(temperature: float) -> float | None:
-    """The temperature as the models see it; None if it is none."""
+    """The temperature as the models see it; None if it is not one."""
     return min(float(temperature), HOTTEST) if 0.0 <= temperature < np.inf else None
 
 
 def _edge_model() -> Logistic:
-    mean, spread = np.zeros(COLUMNS), np.full(COLUMNS, 0.25)
+    mean, spread = np.zeros(COLUMNS), np.full(COLUMNS, 0.3)
     mean[SLOPE] = 1.0
     spread[:STEPS] = _SPREADS
     return Logistic(mean, spread)
@@ -211,8 +208,7 @@ def _pool_model(drafters: int) -> Logistic:
     """Starts with the better of two opinions; the others only shift it once that has paid."""
     mean = np.zeros(_POOL_COLUMNS + drafters)
     mean[1] = 1.0
-    spread = np.array([0.3, 0.15, 0.2, 0.2, 0.2] + [0.1] * drafters)
-    return Logistic(mean, spread)
+    return Logistic(mean, np.array([0.3, 0.15, 0.2, 0.2, 0.2] + [0.1] * drafters))
 
 
 def _table() -> Floats:
@@ -237,8 +233,9 @@ def _edge_rows(tree: CandidateTree, heat: float) -> Floats:
     for above in tree.parent.tolist():
         level.append(level[above + 1] + 1)
     depth = np.minimum(np.array(level[1:], dtype=np.int64), DEPTHS[-1])
-    rows: Floats = _TABLE[depth, np.clip(tree.rank, 0, RANKS[-1])]
-    logq = np.fmin(np.fmax(tree.logq, np.log(LEAST)), np.log1p(-LEAST))  # NaN becomes the least
+    rank = np.maximum(np.minimum(tree.rank, RANKS[-1]), 0)
+    rows: Floats = _TABLE[depth, rank]
+    logq = np.fmin(np.fmax(tree.logq, log(LEAST)), log1p(-LEAST))  # NaN becomes the least
     odds = logq - np.log(-np.expm1(logq))
     rows[:, SLOPE] = odds
     rows[:, DEPTH_SLOPE] *= odds
@@ -248,6 +245,6 @@ def _edge_rows(tree: CandidateTree, heat: float) -> Floats:
         rows[:, HEAT_SLOPE] = heat * odds
     for place, (name, centre) in enumerate(FEATURES.items(), start=EXTRAS):
         if (values := tree.features.get(name)) is not None:
-            usual = np.where(np.isfinite(values), values, np.expm1(centre))
-            rows[:, place] = np.clip(np.log1p(np.maximum(usual, 0.0)) - centre, -REACH, REACH)
+            value = np.minimum(np.log1p(np.maximum(values, 0.0)) - centre, REACH)
+            rows[:, place] = np.where(value == value, value, 0.0)
     return rows

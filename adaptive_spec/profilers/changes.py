@@ -8,22 +8,42 @@ nothing confirms is an outlier. Small deviations that last are found by a cumula
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from adaptive_spec.profilers.filters import Judged
 from adaptive_spec.profilers.samples import VERIFY, Sample
 
+FAR, SIGMAS, SHARE = math.log(1.5), 4.0, 0.05
+"""A part is far off beyond this logarithm and so many standard deviations, and if what it is off by
+is at least this share of the step."""
 CONFIRM = 3
 """Deviations in one direction that make a change."""
 MEMORY = 12
 """Measurements after which a deviation that nothing confirmed is forgotten."""
 OCTAVE = 2.0
 """Forwards whose rows differ by at most this factor are of comparable size."""
-SLACK, ALARM = 0.5, 8.0
-"""Of the sums of errors, in standard deviations: a lasting deviation of two is found after six."""
-SCATTER, SCATTER_ALARM = 2.0, 20.0
-"""Of the sum of squared errors: sizes that err by three deviations to either side, as after a change
-of the slope alone, are found after three steps."""
+SLACK, ALARM = 0.5, 5.0
+"""Of the sums of errors, in standard deviations: a lasting deviation of two is found after four.
+Normal noise gives a false alarm about every 500 steps, which only speeds learning up for a while.
+"""
+SCATTER, SCATTER_ALARM = 2.0, 14.0
+"""Of the sum of squared errors: sizes that err by three deviations to either side, as after a
+change of the slope alone, are found after three steps."""
+
+
+def far_off(sample: Sample, judged: Mapping[str, Judged]) -> dict[str, int]:
+    """The parts that are far off by a notable share of the step, and in which direction."""
+    seconds = sample.seconds
+    expected = {part: seconds[part] * math.exp(-each.error) for part, each in judged.items()}
+    notable = SHARE * sum(expected.values())
+    return {
+        part: 1 if each.error > 0 else -1
+        for part, each in judged.items()
+        if abs(each.error) > max(FAR, SIGMAS * each.spread)
+        and abs(seconds[part] - expected[part]) > notable
+    }
 
 
 @dataclass(slots=True)
@@ -97,12 +117,19 @@ class CumulativeSums:
 
     def __init__(self) -> None:
         self._up = self._down = self._scatter = 0.0
+        self.size = 0.0
+        """Root mean square of the last few errors."""
 
-    def alarm(self, standard: float) -> bool:
+    def alarm(self, error: float, standard: float) -> bool:
         """Add an error; True if errors have leaned to one side, or been large, for too long.
 
         After an alarm half of each sum stays, so a drift that goes on is soon found again.
+
+        Args:
+            error: as a logarithm.
+            standard: in standard deviations.
         """
+        self.size = math.sqrt(0.7 * self.size**2 + 0.3 * error**2)
         self._up = max(0.0, self._up + standard - SLACK)
         self._down = max(0.0, self._down - standard - SLACK)
         self._scatter = max(0.0, self._scatter + standard * standard - SCATTER)

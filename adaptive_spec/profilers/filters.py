@@ -3,9 +3,10 @@
 Forgetting is a random walk of the parameters instead of exponential forgetting: with the latter the
 direction that never varies (base against slope, if one size runs for long) winds up or falls back
 to the prior within some thirty steps, and the next noisy measurement decides alone. Here doubt
-grows slowly and stays below the prior's. The multipliers are estimated as they are, not as logarithms:
-the curve is linear in them, so nothing depends on the point at which it was linearised (with
-logarithms a slope that was first thought ten times too steep took a hundred steps to come down).
+grows slowly and stays below the prior's. The multipliers are estimated as they are, not as
+logarithms: the curve is linear in them, so nothing depends on the point at which it was linearised
+(with logarithms a slope that was first thought ten times too steep took a hundred steps to come
+down).
 
 Legend: K residual knots, P = 2 + K parameters: the base and slope multipliers, then the residuals.
 """
@@ -33,6 +34,11 @@ LIMIT = 1e12
 """Largest multiplier, and largest divisor."""
 STRIDE = 3.0
 """By how much one measurement may multiply or divide a multiplier."""
+HASTE_COMMON, HASTE_APART, HASTE_RESIDUAL = 3.0, 2.0, 0.5
+"""Doubt relative to errors that lasted: of the multipliers together (a drift), of each alone (which
+may be a small part of what was measured), of the residuals. Results hardly depend on them."""
+STEEPEST = 1e3
+"""Largest ratio of the base multiplier to the slope's."""
 CLIP = 3.0
 """Errors beyond this many standard deviations count as this many."""
 NOISE, NOISE_LEAST = 0.1, 0.02
@@ -84,14 +90,12 @@ class Curve:
         self._covariance = np.zeros((size, size))
         self._covariance[2:, 2:] = self._prior * doubt
         self._doubt(COMMON**2 * doubt, APART**2 * doubt)
-        self._eased: Floats | None = None
 
     def seconds(self, shape: Shape) -> Floats:
-        """[N] predicted seconds; nowhere below 0.9 of a smaller size's."""
-        if self._eased is None:
-            self._eased = residuals.eased(self.residuals)
+        """[N] predicted seconds; none below 0.9 of a smaller size's among them."""
         slope = np.maximum(self.slope * shape.slope, self.base * shape.least)
-        return (self.base * shape.base + slope) * residuals.factors(self._eased, shape.rows)
+        curve = (self.base * shape.base + slope) * residuals.factors(self.residuals, shape.rows)
+        return residuals.eased(curve, shape.rows)
 
     def judge(self, spot: Spot, seconds: float) -> Judged:
         """One measured size against the prediction."""
@@ -122,30 +126,44 @@ class Curve:
         # Noise is relative to the true level, taken in the middle of predicted and measured.
         variance = self.variance * ratio + judged.spread**2 - self.variance
         step = judged.gain * ((ratio - 1.0) / variance)
-        self.base = _stride(self.base, float(step[0]))
-        self.slope = max(_stride(self.slope, float(step[1])), self.base / 1e3)
-        self.residuals = np.clip(self.residuals + step[2:], -residuals.STEEP, residuals.STEEP)
         self._covariance -= judged.gain[:, None] * (judged.gain / variance)
+        self._bend(step, 1, self.slope, least=self.base / STEEPEST)
+        self._bend(step, 0, self.base, least=0.0)
+        self.base = _within(self.base + float(step[0]))
+        self.slope = _within(self.slope + float(step[1]))
+        self.residuals = np.clip(self.residuals + step[2:], -residuals.STEEP, residuals.STEEP)
         walk = WALK_CURVE * self.variance
         self._covariance *= 1.0 - walk
         self._covariance[2:, 2:] += walk * self._prior
         self._doubt(walk * COMMON**2, walk * APART**2)
         self.variance = adapted(self.variance, standard, NOISE_CURVE)
-        self._eased = None
         return standard
 
     def shift(self, jump: float, doubt: float) -> None:
         """Scale base and slope by e^jump, with so much doubt how they share it (relative)."""
         self._scale(math.exp(jump))
         self._doubt(0.0, doubt**2)
+        self._covariance[2:, 2:] += self._prior * doubt**2
 
-    def hasten(self) -> None:
-        """Forget faster for a while: doubt as if base and slope rested on one measurement."""
-        self._doubt(self.variance, 0.5 * self.variance)
+    def hasten(self, error: float) -> None:
+        """Errors of about ``error`` have lasted: doubt what could explain them."""
+        self._doubt((HASTE_COMMON * error) ** 2, (HASTE_APART * error) ** 2)
+        share = min(HASTE_RESIDUAL * error / residuals.SPREAD, 1.0)
+        self._covariance[2:, 2:] += self._prior * share**2
 
     def blur(self) -> None:
         """A measurement was an outlier: there is more noise than was thought."""
         self.variance = adapted(self.variance, OUTLIER, NOISE_CURVE)
+
+    def _bend(self, step: Floats, which: int, now: float, least: float) -> None:
+        """Keep a multiplier from moving too far at once or below ``least``; the other parameters
+        follow as far as they hang together with it (the nearest allowed step in the metric of the
+        covariance)."""
+        low, high = max(now / STRIDE, least) - now, now * STRIDE - now
+        excess = step[which] - min(max(step[which], min(low, 0.0)), high)
+        if excess:
+            column = self._covariance[:, which]
+            step -= column * (excess / column[which])
 
     def _doubt(self, common: float, apart: float) -> None:
         """Add relative variances to the multipliers."""
@@ -196,9 +214,9 @@ class Level:
         self._scale(jump)
         self._doubt = min(self._doubt + doubt**2, self._most)
 
-    def hasten(self) -> None:
-        """Forget faster for a while."""
-        self._doubt = min(self._doubt + self.variance, self._most)
+    def hasten(self, error: float) -> None:
+        """Errors of about ``error`` have lasted: doubt the level by so much."""
+        self._doubt = min(self._doubt + error**2, self._most)
 
     def blur(self) -> None:
         """A measurement was an outlier: there is more noise than was thought."""
@@ -221,8 +239,3 @@ def adapted(variance: float, standard: float, most: float) -> float:
 
 def _within(multiplier: float) -> float:
     return min(max(multiplier, 1.0 / LIMIT), LIMIT)
-
-
-def _stride(multiplier: float, step: float) -> float:
-    """A multiplier moved by ``step``, but neither too far at once nor out of bounds."""
-    return _within(min(max(multiplier + step, multiplier / STRIDE), multiplier * STRIDE))

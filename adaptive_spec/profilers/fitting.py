@@ -155,7 +155,7 @@ def _residuals(table: _Table, coefficients: Coefficients) -> Floats:
 
 def _errors(table: _Table, coefficients: Coefficients, found: Floats) -> Floats:
     """[n] absolute relative errors of the corrected curve."""
-    curve = residuals.factors(residuals.eased(found), table.nodes + 1)
+    curve = residuals.factors(found, table.nodes + 1)
     missed: Floats = np.abs(table.modelled(coefficients) * curve / table.seconds - 1)
     return missed
 

@@ -3,8 +3,9 @@
 Policies only use ratios between predicted seconds. So a step that is far off changes no prediction
 until it is confirmed (``changes``); then all parts move in the same observation, and parts that
 moved alike are moved by the same number: while everything slows down alike, and right after, the
-ratios between predicted seconds stay what they were. How base and slope share a jump is doubted
-with its size, so a jump of only one of them is found within a few steps of differing sizes.
+ratios between predicted seconds stay what they were. Where sizes did not jump alike or errors last,
+the shares of base, slope and residuals are doubted, so a jump of one of them alone is found within
+a few steps of differing sizes.
 
 Legend: N entries of ``Work.nodes``. Parts: verify, host, and one per drafter.
 """
@@ -21,7 +22,7 @@ import numpy as np
 
 from adaptive_spec.errors import CalibrationError
 from adaptive_spec.profilers import stored
-from adaptive_spec.profilers.changes import CumulativeSums, Suspects
+from adaptive_spec.profilers.changes import CumulativeSums, Suspects, far_off
 from adaptive_spec.profilers.filters import (
     LIMIT,
     NOISE_CURVE,
@@ -43,16 +44,13 @@ VERSION = 1
 PRIOR_DRAFT, PRIOR_HOST = 0.2e-3, 0.25e-3
 """Seconds of a drafter's call, and of a unit of host work, before the first measurement."""
 COLD = math.log(2.0)
-"""The first forward of a size may compile or tune: dropped if it took too long
-by this logarithm."""
-FAR, SIGMAS, SHARE = math.log(1.5), 4.0, 0.05
-"""A part is far off beyond this logarithm and so many standard deviations, and if what it is off by
-is at least this share of the step."""
+"""The first forward of a size may compile or tune: dropped if it is too slow by this logarithm."""
 MOVED, ALIKE = 0.2, 0.1
 """Verification moved if the median of its errors in a confirmed change is beyond the first; parts
 whose median jump differs from its by less than the second moved with it."""
-SPLIT = 0.3
-"""Doubt how base and slope share a jump that sizes did not share alike, relative to the jump."""
+UNIFORM, SPLIT = 1.5, 0.3
+"""Steps whose errors are within so many standard deviations of the jump jumped alike; if they did
+not, it is doubted by this share of the jump how base and slope share it."""
 KNOWN = 0.05
 """Share of the prior covariance that a stored calibration or state leaves."""
 
@@ -114,14 +112,14 @@ class LiveLatency:
             self.ignored += 1
         elif self._is_cold(sample):
             self.cold += 1
+        elif signs := far_off(sample, judged := self._judge(sample)):
+            self.held += 1
+            if window := self._suspects.hold(sample, signs):
+                self._rebase(window)
         else:
-            judged = self._judge(sample)
-            signs = _far_off(sample, judged)
-            if not signs:
-                self._blur(self._suspects.refute(sample))
-                self._learn(sample, judged)
-            else:
-                self._hold(sample, signs)
+            for part in self._suspects.refute(sample):
+                (self._curve if part == VERIFY else self._levels[part]).blur()
+            self._learn(sample, judged)
 
     def multipliers(self) -> dict[str, float]:
         """Current over expected seconds: of all measured drafters together, of the roofline's base
@@ -176,20 +174,10 @@ class LiveLatency:
         for part, each in judged.items():
             if part != VERIFY:
                 self._levels[part].learn(each)
-        if self._sums.alarm(standard):
-            self._curve.hasten()
+        if self._sums.alarm(judged[VERIFY].error, standard):
+            self._curve.hasten(self._sums.size)
             for level in self._levels.values():
-                level.hasten()
-
-    def _hold(self, sample: Sample, signs: Mapping[str, int]) -> None:
-        """A step that is far off: nobody learns from it until it is confirmed."""
-        self.held += 1
-        if window := self._suspects.hold(sample, signs):
-            self._rebase(window)
-
-    def _blur(self, outliers: list[str]) -> None:
-        for part in outliers:
-            (self._curve if part == VERIFY else self._levels[part]).blur()
+                level.hasten(self._sums.size)
 
     def _rebase(self, window: list[Sample]) -> None:
         """A confirmed change: every part jumps by the median of its own errors in ``window``.
@@ -214,7 +202,7 @@ class LiveLatency:
                 jump = own
             level.shift(jump, spread / 2 if jump else 0.0)
         if moved:
-            alike = all(abs(each.error - moved) <= 2 * each.spread for each in verify)
+            alike = all(abs(each.error - moved) <= UNIFORM * each.spread for each in verify)
             self._curve.shift(moved, 0.0 if alike else SPLIT * min(abs(moved), 1.0))
             for sample in window:
                 self._curve.learn(sample.spot, sample.seconds[VERIFY])
@@ -256,21 +244,8 @@ class LiveLatency:
             if part != HOST and not part.startswith(DRAFT):
                 raise CalibrationError(field, f"is neither {HOST!r} nor a drafter")
             values = stored.mapping(found, field)
-            seconds = stored.number(values, "seconds", field, 1e-15, 1e15)
+            seconds = stored.number(values, "seconds", field, 1e-18, 1e18)
             levels[part] = seconds, stored.number(values, "variance", field, low, NOISE_LEVEL**2)
         self._curve.restore(base, slope, np.array(knots), variance, KNOWN)
         for part, (seconds, noise) in levels.items():
             self._level(part).restore(seconds, noise, KNOWN)
-
-
-def _far_off(sample: Sample, judged: Mapping[str, Judged]) -> dict[str, int]:
-    """The parts that are far off by a notable share of the step, and in which direction."""
-    seconds = sample.seconds
-    expected = {part: seconds[part] * math.exp(-each.error) for part, each in judged.items()}
-    notable = SHARE * sum(expected.values())
-    return {
-        part: 1 if each.error > 0 else -1
-        for part, each in judged.items()
-        if abs(each.error) > max(FAR, SIGMAS * each.spread)
-        and abs(seconds[part] - expected[part]) > notable
-    }

@@ -25,8 +25,8 @@ SPREAD = 0.15
 """Standard deviation of a residual before anything is measured."""
 REACH = 3.0
 """Knots over which residuals are alike."""
-DIP = -math.log(0.9)
-"""A curve may fall by this much below that of a smaller size, not more: noise in the residuals
+DIP = 0.9
+"""A curve may fall to this share of its value at a smaller size, not lower: noise in the residuals
 must not make large trees look cheaper than small ones."""
 
 
@@ -44,36 +44,45 @@ def knot(rows: float) -> tuple[int, float]:
     return below, place - below
 
 
-def eased(residuals_K: Floats) -> Floats:
-    """[K] residuals that never fall more than ``DIP`` below those of smaller sizes.
-
-    On a curve that does not fall by itself, the corrected curve is then nowhere below 0.9 of its
-    value at any smaller size: between knots a residual is no lower than the lower of its knots.
-    """
-    floor = np.maximum.accumulate(residuals_K) - DIP
-    raised: Floats = np.maximum(residuals_K, floor)
-    return raised
-
-
 def factors(residuals_K: Floats, rows: Floats) -> Floats:
     """[n] by what a curve is multiplied at forwards of ``rows`` [n] rows."""
     curve: Floats = np.exp(np.interp(np.log2(rows), KNOTS, residuals_K))
     return curve
 
 
+def eased(seconds: Floats, rows: Floats) -> Floats:
+    """[n] a curve raised where it falls below ``DIP`` of its value at a smaller size.
+
+    Args:
+        seconds: [n] the curve at forwards of ``rows`` [n] rows, in any order.
+    """
+    if (rows[1:] >= rows[:-1]).all():
+        raised: Floats = np.maximum(seconds, DIP * np.maximum.accumulate(seconds))
+        return raised
+    order = np.argsort(rows, kind="stable")
+    raised = np.empty_like(seconds)
+    raised[order] = eased(seconds[order], rows[order])
+    return raised
+
+
 def shrunken(rows: Floats, errors: Floats, noise: float) -> Floats:
     """[K] residuals that explain ``errors`` as far as their number and spread warrant.
+
+    Measurements far from the median of their size count as noisier, in proportion.
 
     Args:
         rows: [n] rows of the measured forwards.
         errors: [n] logarithms of measured over modelled seconds.
         noise: standard deviation of one measurement's logarithm.
     """
-    weights_nK = np.zeros((len(rows), len(KNOTS)))
-    for i, count in enumerate(rows.tolist()):
-        below, after = knot(count)
-        weights_nK[i, below], weights_nK[i, below + 1] = 1.0 - after, after
+    weights_nK, apart = np.zeros((len(rows), len(KNOTS))), np.zeros(len(rows))
+    for count in np.unique(rows):
+        here = rows == count
+        below, after = knot(float(count))
+        weights_nK[here, below], weights_nK[here, below + 1] = 1.0 - after, after
+        apart[here] = np.abs(errors[here] - np.median(errors[here]))
     covariance = prior()
-    spread = weights_nK @ covariance @ weights_nK.T + noise**2 * np.eye(len(rows))
+    doubt = np.diag(np.maximum(noise, apart / 2) ** 2)
+    spread = weights_nK @ covariance @ weights_nK.T + doubt
     residuals_K: Floats = covariance @ weights_nK.T @ np.linalg.solve(spread, errors)
     return residuals_K

@@ -125,7 +125,7 @@ def simulate(
 
 
 def _offer(features: Features, plan: Plan, edge: float, most: int) -> Offer:
-    survival: Floats = edge ** np.arange(1, min(plan.nodes, most) + 1)
+    survival: Floats = np.power(edge, np.arange(1.0, min(plan.nodes, most) + 1))
     if plan.floor is not None:
         survival = survival[survival >= plan.floor]
     survival.setflags(write=False)
