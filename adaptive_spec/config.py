@@ -62,8 +62,8 @@ class SuffixSection(_Section):
 class DraftModelSection(_Section):
     """Options of the ``draft_model`` drafter."""
 
-    width: int = Field(4, ge=1, le=64, description="nodes expanded per forward of the draft model")
-    siblings: int = Field(4, ge=1, le=64, description="children considered per node")
+    width: int = Field(8, ge=1, le=64, description="nodes expanded per forward of the draft model")
+    siblings: int = Field(8, ge=1, le=64, description="children considered per node")
 
 
 class Config(_Section):

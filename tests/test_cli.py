@@ -324,6 +324,8 @@ def test_demo_on_a_pipe(
     assert "accepted per step" in called.out
     assert called.out.count("identical (") + called.out.count("first differs at") == 4
     assert f"log: {log}" in called.out
+    assert f"timeline: {log.with_suffix('.png')}" in called.out
+    assert log.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     found = load_log(log)
     assert {step["policy"] for step in found.steps} == {"plain", "marginal"}
     assert len({request["request"] for request in found.requests}) == 8

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from adaptive_spec.cli.demo_view import GREEN, view_for
 from adaptive_spec.cli.output import progress, results
-from adaptive_spec.errors import ArgumentError
+from adaptive_spec.errors import AdaptiveSpecError, ArgumentError
 from adaptive_spec.user_cache import cache_home
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ itself: [green]green[/] came from the tree.
 """
 
 SLOWER = """\
-Slower than plain in {where}: a check of many nodes costs more than one of a single token, and \
-where the guesses are seldom right it does not pay. No fixed budget fits every text and number \
-format; choosing it step by step is what adaptive policies are for.
+Slower than plain in {where}. The policy falls back to plain decoding where guesses do not pay, \
+but it learns both machine and text as it goes, and one short race on a busy machine is noisy.
 """
 
 SLOW_MACHINE = (
@@ -89,6 +88,7 @@ def demo(
     steps = sum(len(r.plain.nodes) + len(r.speculative.nodes) for r in found)
     results.print(f"\nlog: {log}", soft_wrap=True, markup=False)
     results.print(f"     {steps} steps, each with its tree, its budget and the reason", style="dim")
+    picture(log, f"{found[-1].title} {found[-1].speculative.name}")
     results.print(f"done in {time.perf_counter() - began:.0f} s", style="dim")
     if any(result.verdict.mismatch for result in found):
         raise typer.Exit(1)
@@ -116,6 +116,20 @@ def run(name: str, size: int, log_path: Path) -> list[Result]:
     finally:
         log.close()
     return found
+
+
+def picture(log: Path, request: str) -> None:
+    """Draw the timeline of a request beside the log, if the log can be read back."""
+    from adaptive_spec.cli.inspect_facts import read_facts
+    from adaptive_spec.cli.timeline import render, save
+
+    path = log.with_suffix(".png")
+    try:
+        save(path, render(f"request {request}", read_facts(str(log)).requests[request].steps))
+    except (AdaptiveSpecError, OSError, KeyError):
+        return
+    results.print(f"timeline: {path}", soft_wrap=True, markup=False)
+    results.print(f"     more with: adaptive-spec inspect {log}", style="dim", soft_wrap=True)
 
 
 def speed_up(result: Result) -> float:

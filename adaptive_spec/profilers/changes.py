@@ -9,8 +9,9 @@ nothing confirms is an outlier. Small deviations that last are found by a cumula
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from adaptive_spec.profilers.filters import Judged
 from adaptive_spec.profilers.samples import VERIFY, Sample
@@ -18,6 +19,9 @@ from adaptive_spec.profilers.samples import VERIFY, Sample
 FAR, SIGMAS, SHARE = math.log(1.5), 4.0, 0.05
 """A part is far off beyond this logarithm and so many standard deviations, and if what it is off by
 is at least this share of the step."""
+MOVED, ALIKE = 0.2, 0.1
+"""Verification moved if the median of its errors in a confirmed change is beyond the first; parts
+whose median differs from its by less than the second moved with it."""
 CONFIRM = 3
 """Deviations in one direction that make a change."""
 MEMORY = 12
@@ -44,6 +48,40 @@ def far_off(sample: Sample, judged: Mapping[str, Judged]) -> dict[str, int]:
         if abs(each.error) > max(FAR, SIGMAS * each.spread)
         and abs(seconds[part] - expected[part]) > notable
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """By how much a part moved in a confirmed change."""
+
+    error: float
+    """Median of its errors, as a logarithm."""
+    spread: float
+    """Median of what was to be expected of them."""
+
+    def nearest(self, *candidates: float) -> float:
+        """The nearest candidate if it explains the jump, else the jump itself."""
+        best = min(candidates, key=lambda candidate: abs(candidate - self.error))
+        return best if abs(best - self.error) <= max(ALIKE, 2 * self.spread) else self.error
+
+
+def middle(window: Sequence[Mapping[str, Judged]], part: str) -> Jump:
+    """The jump of a part, from the samples of ``window`` in which it occurs."""
+    errors = [judged[part] for judged in window if part in judged]
+    return Jump(median(each.error for each in errors), median(each.spread for each in errors))
+
+
+def common_jump(jumps: Mapping[str, Jump]) -> float:
+    """By how much verification and all that moved like it moved, 0 if verification did not.
+
+    The mean of their jumps, each weighted by its precision: what differs between them is noise.
+    """
+    moved = jumps[VERIFY].error
+    if abs(moved) <= MOVED:
+        return 0.0
+    alike = [jump for jump in jumps.values() if jump.nearest(moved, 0.0) == moved]
+    weights = [1.0 / jump.spread**2 for jump in alike]
+    return sum(w * jump.error for w, jump in zip(weights, alike, strict=True)) / sum(weights)
 
 
 @dataclass(slots=True)

@@ -15,14 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adaptive_spec.errors import CalibrationError
 from adaptive_spec.profilers import stored
-from adaptive_spec.profilers.changes import CumulativeSums, Suspects, far_off
+from adaptive_spec.profilers.changes import CumulativeSums, Suspects, common_jump, far_off, middle
 from adaptive_spec.profilers.filters import (
     LIMIT,
     NOISE_CURVE,
@@ -45,9 +44,6 @@ PRIOR_DRAFT, PRIOR_HOST = 0.2e-3, 0.25e-3
 """Seconds of a drafter's call, and of a unit of host work, before the first measurement."""
 COLD = math.log(2.0)
 """The first forward of a size may compile or tune: dropped if it is too slow by this logarithm."""
-MOVED, ALIKE = 0.2, 0.1
-"""Verification moved if the median of its errors in a confirmed change is beyond the first; parts
-whose median jump differs from its by less than the second moved with it."""
 UNIFORM, SPLIT = 1.5, 0.3
 """Steps whose errors are within so many standard deviations of the jump jumped alike; if they did
 not, it is doubted by this share of the jump how base and slope share it."""
@@ -182,26 +178,24 @@ class LiveLatency:
     def _rebase(self, window: list[Sample]) -> None:
         """A confirmed change: every part jumps by the median of its own errors in ``window``.
 
-        Parts that moved about as verification did move with it exactly, as do drafters that were
-        not asked (a slower machine is the likelier reason); parts that hardly moved stay.
+        Parts that moved about as verification did move with it exactly, by what all of them say
+        together; so do drafters that were not asked, a slower machine being the likelier reason.
+        Parts that hardly moved stay.
         """
         self.changes += 1
         self._sums.reset()
         judged = [self._judge(sample) for sample in window]
-        verify = [each[VERIFY] for each in judged]
-        moved = median(each.error for each in verify)
-        moved = moved if abs(moved) > MOVED else 0.0
+        parts = dict.fromkeys(part for each in judged for part in each)
+        own = {part: middle(judged, part) for part in parts}
+        moved = common_jump(own)
         for part, level in self._levels.items():
-            errors = [each[part] for each in judged if part in each]
-            if not errors:
+            if part not in own:
                 level.shift(moved, abs(moved) / 2)
-                continue
-            own, spread = median(e.error for e in errors), median(e.spread for e in errors)
-            jump = min((moved, 0.0), key=lambda candidate: abs(candidate - own))
-            if abs(jump - own) > max(ALIKE, 2 * spread):
-                jump = own
-            level.shift(jump, spread / 2 if jump else 0.0)
+            else:
+                jump = own[part].nearest(moved, 0.0)
+                level.shift(jump, own[part].spread / 2 if jump else 0.0)
         if moved:
+            verify = [each[VERIFY] for each in judged]
             alike = all(abs(each.error - moved) <= UNIFORM * each.spread for each in verify)
             self._curve.shift(moved, 0.0 if alike else SPLIT * min(abs(moved), 1.0))
             for sample in window:
