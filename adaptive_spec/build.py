@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from adaptive_spec.budget_log import BudgetLog, LogSettings, NullLog, open_log
 from adaptive_spec.config import Config
@@ -11,10 +13,10 @@ from adaptive_spec.drafters.registry import DRAFTERS, DraftContext
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.profilers import calibration
 from adaptive_spec.profilers.acceptance import OnlineAcceptance
-from adaptive_spec.profilers.base import Acceptance, Latency
 from adaptive_spec.profilers.hardware import fingerprint, peaks
 from adaptive_spec.profilers.latency import LiveLatency
-from adaptive_spec.profilers.roofline import Roofline
+from adaptive_spec.profilers.residuals import KNOTS
+from adaptive_spec.profilers.roofline import Coefficients, Roofline
 from adaptive_spec.registry import Entry
 from adaptive_spec.types import Architecture
 
@@ -66,22 +68,47 @@ def build_log(config: Config) -> BudgetLog | NullLog:
     )
 
 
-def build_latency(config: Config, facts: Architecture, threads: int) -> Latency:
-    """The live latency model of a target, from a stored calibration if the config names one.
+def build_models(
+    config: Config, facts: Architecture, threads: int, drafters: Sequence[str]
+) -> tuple[LiveLatency, OnlineAcceptance]:
+    """The live models of time and acceptance, from a stored calibration if the config names one.
+
+    What a calibration knows of acceptance is used if it was learned with the same drafters.
 
     Args:
         threads: CPU threads that torch uses.
 
     Raises:
         CalibrationError: the calibration cannot be read, or is of another machine or model.
+        ArgumentError: what it says of acceptance is damaged.
     """
-    roofline = Roofline(facts, peaks(facts, threads))
+    roofline, acceptance = Roofline(facts, peaks(facts, threads)), OnlineAcceptance(drafters)
     if config.calibration is None:
-        return LiveLatency(roofline)
+        return LiveLatency(roofline), acceptance
     found = calibration.load(config.calibration, fingerprint(facts, threads))
-    return LiveLatency(roofline, calibration=found)
+    if found.acceptance and found.acceptance.get("drafters") == list(drafters):
+        acceptance.restore(found.acceptance)
+    return LiveLatency(roofline, calibration=found), acceptance
 
 
-def build_acceptance(drafters: Sequence[str]) -> Acceptance:
-    """The acceptance model of these drafters."""
-    return OnlineAcceptance(drafters)
+def save_models(
+    path: str | Path,
+    config: Config,
+    facts: Architecture,
+    threads: int,
+    models: tuple[LiveLatency, OnlineAcceptance],
+) -> None:
+    """Store what was learned, as a calibration that a later decoder may start from.
+
+    Raises:
+        CalibrationError: see ``build_models``. OSError: the file cannot be written.
+    """
+    now = fingerprint(facts, threads)
+    if config.calibration is None:
+        flat, unknown = (0.0,) * len(KNOTS), calibration.Errors(0.0, 0.0, 0.0)
+        base = calibration.Calibration(now, Coefficients(), flat, (), unknown)
+    else:
+        base = calibration.load(config.calibration, now)
+    latency, acceptance = models
+    learned = replace(base, latency=latency.state(), acceptance=acceptance.state())
+    calibration.save(path, learned)

@@ -26,7 +26,7 @@ from adaptive_spec.errors import SessionError
 from adaptive_spec.isolation import Faults
 from adaptive_spec.online.base import Learner, NoUpdate
 from adaptive_spec.profilers.base import Acceptance, Latency, NullAcceptance, NullLatency
-from adaptive_spec.profilers.clock import Clock, Laps, monotonic
+from adaptive_spec.profilers.clock import Clock, Laps, device_timer, monotonic
 from adaptive_spec.reporting import Reporter
 from adaptive_spec.requests import Requests
 from adaptive_spec.selfcheck import self_check
@@ -93,6 +93,7 @@ class Decoder:
             any(coupled),
             self.faults,
         )
+        self._timer = device_timer(target.device.type, clock)
         self._groups = itertools.count()
         self._update_seconds = self._report_seconds = 0.0
         self._lock = threading.RLock()
@@ -113,7 +114,7 @@ class Decoder:
         self.deciding.plan(shares)
         drafts = self._draft(shares, room, laps)
         self.deciding.cut(shares, room)
-        check = verify(self.target, self.cache, shares, laps)
+        check = verify(self.target, self.cache, shares, laps, self._timer)
         for share in shares:
             judge(share, check, self.clock() - share.session.started)
         laps.mark("sample")
@@ -190,7 +191,7 @@ class Decoder:
                 continue
             share.retry_plainly()
             try:
-                again = verify(self.target, self.cache, [share], laps)
+                again = verify(self.target, self.cache, [share], laps, self._timer)
                 judge(share, again, self.clock() - session.started)
             except Exception as error:  # the neighbours' tokens are committed: no way back
                 session.error = error

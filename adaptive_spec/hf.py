@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from adaptive_spec.arguments import (
     check_supported,
     check_values,
 )
-from adaptive_spec.build import build_acceptance, build_drafters, build_latency, build_log
+from adaptive_spec.build import build_drafters, build_log, build_models, save_models
 from adaptive_spec.config import ConfigLike, load_config
 from adaptive_spec.decoder import Decoder
 from adaptive_spec.drafters.base import Drafter
@@ -68,11 +69,22 @@ class AdaptiveDecoder(Decoder):
             drafter = build_drafters(resolved, draft_context(model))
         drafters = list(drafter) if isinstance(drafter, Sequence) else [drafter]
         target = Target(model, sorted({tap for one in drafters for tap in one.taps}))
-        facts, threads = target.architecture, torch.get_num_threads()
-        parts.setdefault("latency", build_latency(resolved, facts, threads))
-        parts.setdefault("acceptance", build_acceptance([one.name for one in drafters]))
+        self._models = build_models(
+            resolved, target.architecture, torch.get_num_threads(), [one.name for one in drafters]
+        )
+        parts.setdefault("latency", self._models[0])
+        parts.setdefault("acceptance", self._models[1])
         parts.setdefault("log", build_log(resolved))
         super().__init__(target, resolved, drafters, **parts)
+
+    def save_learned(self, path: str | Path) -> None:
+        """Store what was learned of machine and drafters; ``calibration=path`` starts from it.
+
+        Raises:
+            CalibrationError, OSError: it cannot be written.
+        """
+        facts, threads = self.target.architecture, torch.get_num_threads()
+        save_models(path, self.config, facts, threads, self._models)
 
     # -- door 1 ------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from adaptive_spec import tree as trees
 from adaptive_spec.cache import SlotCache
 from adaptive_spec.errors import SamplingError
 from adaptive_spec.packing import PackedBatch, pack, tree_part
-from adaptive_spec.profilers.clock import Laps
+from adaptive_spec.profilers.clock import Laps, Timer
 from adaptive_spec.share import Share
 from adaptive_spec.stopping import Finish
 from adaptive_spec.target import Target, is_out_of_memory
@@ -40,8 +40,13 @@ class Verification:
     """Pool slots that attention read."""
 
 
-def verify(target: Target, cache: SlotCache, shares: Sequence[Share], laps: Laps) -> Verification:
+def verify(
+    target: Target, cache: SlotCache, shares: Sequence[Share], laps: Laps, timer: Timer
+) -> Verification:
     """One packed forward; if memory runs out, again with halved trees, down to plain decoding.
+
+    Args:
+        timer: times the forward, on the device where the device can.
 
     Raises:
         CacheError: the pool cannot hold even the roots.
@@ -61,10 +66,13 @@ def verify(target: Target, cache: SlotCache, shares: Sequence[Share], laps: Laps
         try:
             inputs = target.prepare(cache, batch)
             laps.mark("host")
+            timer.start()
             result = target.run(inputs)
             best, top = result.logits.max(dim=-1)
-            peak, ids = torch.stack((best.double(), top.double())).cpu().numpy()
-            laps.mark("verify")
+            found = torch.stack((best.double(), top.double()))
+            timer.stop()
+            peak, ids = found.cpu().numpy()
+            laps.mark("verify", timer.seconds())
         except Exception as error:
             if not is_out_of_memory(error) or not any(len(share.tree) for share in shares):
                 raise

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from adaptive_spec.controllers.fixed import FixedBudget
+from adaptive_spec.controllers.marginal import MarginalGain
 from adaptive_spec.controllers.plain import NoSpeculation
+from adaptive_spec.controllers.ratio import BestRatio
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.drafters.suffix import SuffixDrafter
 from adaptive_spec.testing.contracts import check_controller, check_drafter
@@ -24,6 +26,10 @@ POLICIES: dict[str, Callable[[], Any]] = {
     "fixed:0": lambda: FixedBudget("0"),
     "fixed:64": lambda: FixedBudget("64"),
     "random": RandomBudget,
+    "marginal": MarginalGain,
+    "marginal:1": lambda: MarginalGain("1"),
+    "marginal:inf": lambda: MarginalGain("inf"),
+    "ratio": BestRatio,
 }
 
 

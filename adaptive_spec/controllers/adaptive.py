@@ -5,7 +5,8 @@ included, and takes the best by the policy's own rule. Survivals of all requests
 list: because a forward costs by its total size, the best N nodes of a step are the N likeliest,
 whoever they belong to. A policy only says how tokens are weighed against seconds (``choose``).
 
-Legend: R requests of the step, N nodes in all of their trees, A(N) = R + sum of the N best survivals.
+Legend: R requests of the step, N nodes in all of their trees, A(N) = R + sum of the N best
+survivals.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Life cycle: one controller serves every request of a decoder that names it. Per packed step it is
 called ``plan`` (before drafting) -> ``cut`` (after drafting, before the forward) -> ``observe``
-(after the commit); ``finish`` when a turn ends, and when a request leaves for another policy. Lists run parallel to the requests of the step.
+(after the commit); ``finish`` when a turn ends, and when a request leaves for another policy.
+Lists run parallel to the requests of the step.
 
 Rules: no torch, no device sync, no mutation of arguments, no reference kept to ``Offer.survival``
 after ``cut`` returns. Raising or answering nonsense never harms a request: the decoder clamps or

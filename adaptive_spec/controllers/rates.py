@@ -50,7 +50,7 @@ class GoingRate:
         """The rate at today's prices.
 
         Args:
-            seconds: [> largest] predicted seconds of a step, without drafting, by nodes per request.
+            seconds: [> largest] predicted seconds of a step by nodes per request, draft left out.
             draft: predicted seconds of drafting.
         """
         known = min(len(seconds), len(self._steps))

@@ -24,10 +24,17 @@ class Laps:
         self._last = clock()
         self._seconds: dict[str, float] = {}
 
-    def mark(self, part: str) -> None:
-        """Everything since the last mark was spent on ``part``."""
+    def mark(self, part: str, spent: float | None = None) -> None:
+        """Everything since the last mark was spent on ``part``.
+
+        Args:
+            spent: seconds of ``part`` where a timer knows better; the rest was host time.
+        """
         now = self._clock()
-        self._seconds[part] = self._seconds.get(part, 0.0) + (now - self._last)
+        passed = now - self._last
+        known = passed if spent is None else min(max(spent, 0.0), passed)
+        self._seconds[part] = self._seconds.get(part, 0.0) + known
+        self._seconds["host"] = self._seconds.get("host", 0.0) + (passed - known)
         self._last = now
 
     def seconds(self) -> StepSeconds:
@@ -87,12 +94,12 @@ class CudaTimer:
         return float(self._began.elapsed_time(self._ended)) / 1e3
 
 
-def device_timer(device_type: str) -> Timer:
-    """The timer for a ``torch.device.type``: events on ``cuda``, the monotonic clock elsewhere.
+def device_timer(device_type: str, clock: Clock = monotonic) -> Timer:
+    """The timer for a ``torch.device.type``: events on ``cuda``, ``clock`` elsewhere.
 
     Torch is not imported: who has a model on a GPU has loaded it.
     """
     torch = sys.modules.get("torch")
     if device_type == "cuda" and torch is not None:
         return CudaTimer(partial(torch.cuda.Event, enable_timing=True))
-    return HostTimer()
+    return HostTimer(clock)

@@ -17,15 +17,32 @@ import numpy as np
 from adaptive_spec import tree as trees
 from adaptive_spec.controllers.base import Controller
 from adaptive_spec.drafters.base import CandidateTree, Committed, Drafter, DraftRequest
-from adaptive_spec.profilers.base import NullLatency
-from adaptive_spec.types import Decision, Features, Offer, Outcome, Plan, StepSeconds
+from adaptive_spec.profilers.base import Latency, NullLatency
+from adaptive_spec.types import (
+    Decision,
+    Features,
+    Offer,
+    Outcome,
+    Plan,
+    Seconds,
+    StepSeconds,
+    Work,
+)
 
 _STRANGE = (float("nan"), float("inf"), -1.0, 0.0, 1e9)
 
 
 def check_controller(make: Callable[[], Controller], steps: int = 50, seed: int = 0) -> None:
-    """Answers are executable, one per request, and strange feedback changes none of that."""
-    draw, latency, policy = np.random.default_rng(seed), NullLatency(), make()
+    """Answers are executable, one per request, and strange feedback changes none of that.
+
+    Checked with nothing known about time, and with every step's seconds known.
+    """
+    _check_controller(make(), NullLatency(), steps, seed)
+    _check_controller(make(), LinearLatency(), steps, seed)
+
+
+def _check_controller(policy: Controller, latency: Latency, steps: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
     for step in range(steps):
         features = [_features(f"r{i}", step, 1 + step % 3) for i in range(1 + step % 3)]
         plans = list(policy.plan(features, latency))
@@ -35,6 +52,7 @@ def check_controller(make: Callable[[], Controller], steps: int = 50, seed: int 
             assert isinstance(plan, Plan), "plans are Plan objects"
             assert _whole(plan.nodes) >= 0, "nodes are not negative"
             assert _whole(plan.depth) >= 0, "depth is not negative"
+            assert plan.floor is None or 0 <= plan.floor < np.inf, "the floor is a number"
             count = int(draw.integers(0, plan.nodes + 1))
             alive = np.sort(draw.random(count))[::-1].copy()
             alive.setflags(write=False)
@@ -46,10 +64,22 @@ def check_controller(make: Callable[[], Controller], steps: int = 50, seed: int 
             assert 0 <= _whole(decision.size) <= offer.largest, "0 <= size <= largest"
             assert isinstance(decision.reason, str), "the reason is in words"
             assert decision.reason, "the reason is not empty"
+            numbers = [decision.theta, decision.expected_tokens, decision.expected_seconds]
+            known = [number for number in [*numbers, *(decision.predicted or ())] if number]
+            assert np.isfinite(known).all(), "what is expected is finite, or None"
         policy.observe(_outcomes(offers, decisions, step))
     policy.observe([])
     for request in ("r0", "r1", "r2", "never seen"):
         policy.finish(request)
+
+
+class LinearLatency(NullLatency):
+    """A latency model that knows: milliseconds, rising with the nodes."""
+
+    def predict(self, work: Work) -> Seconds:
+        nodes = np.asarray(work.nodes, dtype=np.float64)
+        constant = np.full(len(nodes), 0.001)
+        return Seconds(draft=constant, verify=0.05 + 0.002 * nodes, host=constant)
 
 
 def check_drafter(make: Callable[[], Drafter], vocab: int = 50, seed: int = 0) -> None:
