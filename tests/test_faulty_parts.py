@@ -106,7 +106,8 @@ def test_out_of_memory_halves_the_budget(
 ) -> None:
     known = plain(llama, PROMPT, max_new_tokens=20, **how)
     path = tmp_path / "budget.jsonl"
-    settings = {"log": {"path": str(path)}, "cache": {"prefill_chunk": 1}}
+    log_to, chunks = {"path": str(path)}, {"prefill_chunk": 1}
+    settings = {"policy": "fixed:16", "log": log_to, "cache": chunks}
     decoder = scripted(llama, [PROMPT + known], 4, settings=settings)
     with OOMTarget(llama, rows) as fault, decoder.start(PROMPT, max_new_tokens=20, **how) as own:
         while not own.finished:
