@@ -80,7 +80,7 @@ class Deciding:
         for share, size in zip(shares, _fitted([len(s.tree) for s in shares], room), strict=True):
             if size < len(share.tree):
                 reason = f"{share.decision.reason}; the pool has room for {size}"
-                share.decision = replace(share.decision, reason=reason)
+                share.decision = _resized(share.decision, size, share.offer, reason)
                 share.cut(size)
         self._reported |= self.broken.keys() & set(policies)
 
@@ -139,9 +139,9 @@ class Deciding:
         return Plan(
             nodes=max(0, min(nodes, self._max_nodes)),
             depth=max(0, min(depth, self._max_depth, features.remaining - 1)),
-            drafters=plan.drafters,
-            calls=_whole(plan.calls),
-            floor=None if plan.floor is None else min(max(float(plan.floor), 0.0), 0.5),
+            drafters=_names(plan.drafters),
+            calls=max(1, min(_whole(plan.calls), self._max_depth)),
+            floor=_floor(plan.floor),
         )
 
     def _break(self, policy: str, why: str) -> None:
@@ -177,4 +177,33 @@ def _clamped_decision(decision: Decision, offer: Offer) -> Decision:
     if inside == size:
         return decision
     reason = f"{decision.reason} (clamped from {size} to {inside})"
-    return replace(decision, size=inside, reason=reason)
+    return _resized(decision, inside, offer, reason)
+
+
+def _resized(decision: Decision, size: int, offer: Offer, reason: str) -> Decision:
+    """The decision for another size, with what is to be expected of that."""
+    predicted, tokens = decision.predicted, 1.0 + float(offer.survival[:size].sum())
+    known = predicted is not None and size < len(predicted)
+    return replace(
+        decision,
+        size=size,
+        reason=reason,
+        expected_tokens=None if decision.expected_tokens is None else tokens,
+        expected_seconds=predicted[size] if predicted is not None and known else None,
+    )
+
+
+def _names(drafters: object) -> tuple[str, ...] | None:
+    if drafters is None:
+        return None
+    if not isinstance(drafters, tuple) or not all(isinstance(name, str) for name in drafters):
+        raise TypeError(f"drafters={drafters!r} is not a tuple of names")
+    return drafters
+
+
+def _floor(value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+        raise TypeError(f"floor={value!r} is not a probability")
+    return min(float(value), 0.5)

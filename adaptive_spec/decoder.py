@@ -23,7 +23,7 @@ from adaptive_spec.deciding import Deciding
 from adaptive_spec.drafters.base import Committed, Drafter
 from adaptive_spec.drafting import Panel
 from adaptive_spec.errors import SessionError
-from adaptive_spec.isolation import Faults
+from adaptive_spec.isolation import Faults, WalledLatency
 from adaptive_spec.online.base import Learner, NoUpdate
 from adaptive_spec.profilers.base import Acceptance, Latency, NullAcceptance, NullLatency
 from adaptive_spec.profilers.clock import Clock, Laps, device_timer, monotonic
@@ -72,7 +72,7 @@ class Decoder:
             self_check(target)
         self.drafting = Panel(drafters, clock)
         self.faults = Faults()
-        latency = NullLatency() if latency is None else latency
+        latency = WalledLatency(NullLatency() if latency is None else latency, self.faults)
         acceptance = NullAcceptance() if acceptance is None else acceptance
         coupled, most = self.drafting.reads_noise, config.tree.max_nodes
         self.valuing = Valuing(acceptance, coupled, most, self.faults)

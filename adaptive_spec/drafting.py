@@ -56,7 +56,14 @@ class Panel:
         self, requests: Sequence[DraftRequest], news: Sequence[Committed]
     ) -> list[list[str]]:
         """Tell every drafter what was verified; per request the faults in words."""
-        answers = [wall.commit(requests, news) for wall in self._walls]
+        answers: list[list[str | None]] = []
+        try:
+            for wall in self._walls:
+                answers.append(wall.commit(requests, news))
+        except BaseException as error:  # an interrupt: those not told yet have lost the thread
+            for wall in self._walls[len(answers) :]:
+                wall.give_up(requests, error)
+            raise
         return [[f for f in faults if f is not None] for faults in zip(*answers, strict=True)]
 
     def finish(self, request: DraftRequest) -> None:
@@ -111,7 +118,8 @@ class Drafting:
             return True
         for share, answer in zip(asked, answers, strict=True):
             self._take(share, answer, "propose")
-        for call in range(1, max(plan.calls for plan in plans)):
+        further = isinstance(self.drafter, ExtendingDrafter)
+        for call in range(1, max(plan.calls for plan in plans) if further else 1):
             self._extend([s for s in asked if s.plan.calls > call and self._index in s.proposals])
         return True
 
@@ -158,11 +166,12 @@ class Drafting:
         except Exception as error:
             for i in alive:
                 faults[i] = self._switch_off(requests[i], "commit", error)
-        except BaseException as error:  # an interrupt: what the drafter knows is uncertain now
-            for i in alive:
-                self._switch_off(requests[i], "commit", error)
-            raise
         return faults
+
+    def give_up(self, requests: Sequence[DraftRequest], error: BaseException) -> None:
+        """What the drafter knows of these requests is uncertain: ask it no more about them."""
+        for request in requests:
+            self._switch_off(request, "commit", error)
 
     def finish(self, request: DraftRequest) -> None:
         """Forget a request, whatever state it is in."""

@@ -68,12 +68,14 @@ class AdaptiveDecoder(Decoder):
         if drafter is None:
             drafter = build_drafters(resolved, draft_context(model))
         drafters = list(drafter) if isinstance(drafter, Sequence) else [drafter]
+        names = [one.name for one in drafters]
+        if not names or len(set(names)) < len(names):
+            raise ArgumentError("drafter", names, "at least one, each with a name of its own")
         target = Target(model, sorted({tap for one in drafters for tap in one.taps}))
-        self._models = build_models(
-            resolved, target.architecture, torch.get_num_threads(), [one.name for one in drafters]
-        )
-        parts.setdefault("latency", self._models[0])
-        parts.setdefault("acceptance", self._models[1])
+        models = build_models(resolved, target.architecture, torch.get_num_threads(), names)
+        foreign = parts.keys() & {"latency", "acceptance"}
+        self._models = None if foreign else models
+        parts = {"latency": models[0], "acceptance": models[1], **parts}
         parts.setdefault("log", build_log(resolved))
         super().__init__(target, resolved, drafters, **parts)
 
@@ -82,9 +84,13 @@ class AdaptiveDecoder(Decoder):
 
         Raises:
             CalibrationError, OSError: it cannot be written.
+            UnsupportedError: the decoder was given models of latency or acceptance from outside.
         """
+        if self._models is None:
+            raise UnsupportedError("save_learned with models of latency or acceptance of your own")
         facts, threads = self.target.architecture, torch.get_num_threads()
-        save_models(path, self.config, facts, threads, self._models)
+        with self._lock:
+            save_models(path, self.config, facts, threads, self._models)
 
     # -- door 1 ------------------------------------------------------------------------------
 
@@ -343,7 +349,9 @@ def draft_context(model: Any) -> DraftContext:
         return load(name, dtype, str(model.device))
 
     def tokenizer() -> Any:
-        source = model.config.name_or_path
-        return AutoTokenizer.from_pretrained(source) if source else None
+        try:
+            return AutoTokenizer.from_pretrained(model.config.name_or_path)
+        except (OSError, ValueError):  # a model made in memory, or a folder without a tokenizer
+            return None
 
     return DraftContext(model, load_like, tokenizer)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
+
+from adaptive_spec.profilers.base import Latency
+from adaptive_spec.types import Seconds, StepSeconds, Work
 
 
 class Faults:
@@ -28,6 +31,30 @@ class Faults:
         self.count[receiver] += 1
         if self.count[receiver] == 1:
             warn_softly(f"{receiver} failed and is skipped: {type(error).__name__}: {error}")
+
+
+class WalledLatency:
+    """A latency model that policies may ask without risk: one that fails knows nothing."""
+
+    def __init__(self, latency: Latency, faults: Faults) -> None:
+        self._latency, self._faults = latency, faults
+
+    def predict(self, work: Work) -> Seconds | None:
+        try:
+            return self._latency.predict(work)
+        except Exception as error:
+            self._faults.skip("latency", error)
+            return None
+
+    def observe(self, work: Work, seconds: StepSeconds) -> None:
+        self._faults.tell("latency", self._latency.observe, work, seconds)
+
+    def multipliers(self) -> Mapping[str, float] | None:
+        try:
+            return self._latency.multipliers()
+        except Exception as error:
+            self._faults.skip("latency", error)
+            return None
 
 
 def warn_softly(message: str) -> None:

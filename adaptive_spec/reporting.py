@@ -58,12 +58,13 @@ class Reporter:
             drafters=tuple(name for name, _ in seconds.drafts),
         )
         if not any(share.retried for share in shares):  # else the seconds are not those of the size
-            self._faults.tell("latency", self._latency.observe, work, seconds)
-        feedback = []
+            self._latency.observe(work, seconds)
+        feedback: list[Feedback] = []
         for share in shares:
             if share.verdict.poisoned or share.verdict.error is not None or share.stale:
                 continue
-            feedback.append(_feedback(share, check, self._valuing.observe(share, check)))
+            if (labels := self._valuing.observe(share, check)) is not None:
+                self._faults.tell("online", _collect, feedback, share, check, labels)
         self._faults.tell("online", self._learner.observe, feedback)
         self._deciding.observe([share.session.policy for share in shares], outcomes)
         for share, outcome in zip(shares, outcomes, strict=True):
@@ -136,15 +137,17 @@ def _outcome(share: Share, seconds: StepSeconds) -> Outcome:
     )
 
 
-def _feedback(share: Share, check: Verification, labels: Labels) -> Feedback:
+def _collect(into: list[Feedback], share: Share, check: Verification, labels: Labels) -> None:
     rows = slice(share.first_row, share.first_row + 1 + len(share.tree))
-    return Feedback(
-        request=share.session.id,
-        tree=share.tree,
-        path=np.asarray(share.verdict.nodes, dtype=np.int64),
-        tokens=share.verdict.tokens,
-        labels=labels,
-        temperature=share.features.temperature,
-        logits=check.logits[rows],
-        taps={layer: hidden[rows] for layer, hidden in check.taps.items()},
+    into.append(
+        Feedback(
+            request=share.session.id,
+            tree=share.tree,
+            path=np.asarray(share.verdict.nodes, dtype=np.int64),
+            tokens=share.verdict.tokens,
+            labels=labels,
+            temperature=share.features.temperature,
+            logits=check.logits[rows],
+            taps={layer: hidden[rows] for layer, hidden in check.taps.items()},
+        )
     )

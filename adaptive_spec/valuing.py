@@ -53,28 +53,33 @@ class Valuing:
         alive.setflags(write=False)
         share.offer = Offer(share.features, alive, largest=min(len(order), room))
 
-    def observe(self, share: Share, check: Verification) -> Labels:
-        """Teach the model what the target said of a verified tree.
+    def observe(self, share: Share, check: Verification) -> Labels | None:
+        """Teach the model what the target said of what was offered.
 
         Returns:
-            The verdict on every edge: whether it is the token drawn.
+            The verdict on every verified edge, whether it is the token drawn; None if none came.
         """
+        try:
+            return self._observe(share, check)
+        except Exception as error:
+            self._skip("acceptance", error)
+            return None
+
+    def _observe(self, share: Share, check: Verification) -> Labels:
         heat, size = share.features.temperature, len(share.tree)
         drawn = label(share, check)
         soft = drawn if all(self._reads_noise) else label(share, check, soft=True)
-        try:
-            for place, source in zip(sorted(share.proposals), share.merged.sources, strict=False):
-                mine = source[:size] >= 0
-                part = trees.select(share.proposals[place], source[:size][mine])
-                labels = drawn if self._reads_noise[place] else soft
-                self.acceptance.observe(part, _only(labels, mine), heat)
-            if len(share.proposals) > 1:
-                labels = drawn if any(self._reads_noise) else soft
-                several = [values[:size] for values in share.merged.values]
-                self.acceptance.observe_combined(several, labels, heat)
-        except Exception as error:
-            self._skip("acceptance", error)
-        return drawn
+        judged = share.merged.tree.parent < size  # children of verified nodes, the root included
+        for place, source in zip(sorted(share.proposals), share.merged.sources, strict=False):
+            mine = judged & (source >= 0)
+            part = trees.select(share.proposals[place], source[mine])
+            labels = drawn if self._reads_noise[place] else soft
+            self.acceptance.observe(part, _only(labels, mine), heat)
+        if len(share.proposals) > 1:
+            labels = drawn if any(self._reads_noise) else soft
+            several = [values[judged] for values in share.merged.values]
+            self.acceptance.observe_combined(several, _only(labels, judged), heat)
+        return _only(drawn, np.arange(len(judged)) < size)
 
     def _edges(self, tree: CandidateTree, heat: float) -> Floats:
         try:
@@ -96,9 +101,10 @@ _null = NullAcceptance()
 
 def _probabilities(values: Floats, size: int) -> Floats:
     """``values`` if they can be probabilities of ``size`` edges; else ValueError."""
-    if np.shape(values) != (size,) or not np.isfinite(values).all():
+    found: Floats = np.asarray(values, dtype=np.float64)
+    if found.shape != (size,) or not np.isfinite(found).all():
         raise ValueError("acceptance probabilities are not finite, or not one per edge")
-    return values
+    return found
 
 
 def _only(labels: Labels, mine: Bools) -> Labels:

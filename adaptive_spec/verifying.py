@@ -134,25 +134,26 @@ def judge(share: Share, check: Verification, elapsed: float) -> None:
 
 
 def label(share: Share, check: Verification, soft: bool = False) -> Labels:
-    """The verdict on every edge of a share's tree.
+    """The verdict on every edge of what was offered: [nodes offered], the verified ones first.
 
-    At temperature 0 without processors the choice is known at every node; else only the visited
-    parents label their children (the draws of others were never made).
+    A verified parent labels all its children, also those that were left out of the tree. At
+    temperature 0 without processors the choice is known at every verified node; else only the
+    visited parents label their children (the draws of others were never made).
 
     Args:
         soft: when sampling, label a child with the target's probability of it after processors
             instead of with the draw. Right for trees that do not depend on the noise.
     """
-    tree, verdict = share.tree, share.verdict
-    size = len(tree) + 1
+    tree, verdict = share.merged.tree, share.verdict
+    size, known = len(tree) + 1, len(share.tree) + 1
     choice, seen = np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.bool_)
     if share.session.rules.sampler.is_argmax and not share.stale:
-        all_rows = slice(share.first_row, share.first_row + size)
-        choice[:] = np.where(check.finite[all_rows], check.top[all_rows], -1)
-    rows = np.asarray(verdict.nodes, dtype=np.int64) + 1
-    seen[rows], choice[rows] = True, verdict.tokens
+        rows = slice(share.first_row, share.first_row + known)
+        choice[:known] = np.where(check.finite[rows], check.top[rows], -1)
+    path = np.asarray(verdict.nodes, dtype=np.int64) + 1
+    seen[path], choice[path] = True, verdict.tokens
     above = tree.parent + 1
-    alive = np.concatenate(([1.0], share.offer.survival[: len(tree)]))
+    alive = np.concatenate(([1.0], share.offer.survival))
     chosen = np.where(choice[above] >= 0, choice[above] == tree.token, np.nan)
     if soft and share.features.temperature > 0:
         for node, scores in zip(verdict.nodes, verdict.processed, strict=False):

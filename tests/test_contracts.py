@@ -46,8 +46,8 @@ def test_the_suffix_drafter_keeps_the_contract(seed: int) -> None:
 
 # -- negative controls ----------------------------------------------------------------------------
 
-HARMLESS = {"endless plan"}
-"""Cut to the config's ``max_nodes`` by design."""
+HARMLESS = {"endless plan", "endless calls"}
+"""Cut to the config's ``max_nodes`` and ``max_depth`` by design."""
 
 
 @pytest.mark.fault("K8")

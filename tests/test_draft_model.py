@@ -597,3 +597,19 @@ def test_pairs_that_do_not(target: Any, draft: Any, sizes: tuple[int, int], said
 def test_tiny_models_fit_themselves() -> None:
     model = tiny_model("llama")
     check_pairing(None, None, DraftModelDrafter(model).target.architecture.vocab, VOCAB)
+
+
+def test_a_floor_spares_forwards_and_nothing_below_it_is_proposed(tiny: Any) -> None:
+    """What is too unlikely to be verified is not worth a forward of the draft model either."""
+    drafter = DraftModelDrafter(tiny("llama"))
+    request = DraftRequest("r", [5, 6, 7, 8], 4, 0.0, None, VOCAB)
+    drafter.start(request)
+    every = [
+        drafter.propose([request], [Plan(nodes=12, depth=6, floor=floor)])[0]
+        for floor in (None, 0.05, 0.9999)
+    ]
+    alive = trees.survival(every[0], np.exp(every[0].logq))
+    above = trees.survival(every[1], np.exp(every[1].logq))
+    assert len(every[1]) == (alive >= 0.05).sum() < len(every[0])
+    assert (above >= 0.05).all()
+    assert len(every[2]) == 0

@@ -39,7 +39,13 @@ def scripted(model: Any, texts: Sequence[Sequence[int]], *pattern: int, **parts:
 
 # -- K8: policies that lie ------------------------------------------------------------------------
 
-CLAMPED = {"negative plan", "endless plan", "negative size", "size beyond the offer"}
+CLAMPED = {
+    "negative plan",
+    "endless plan",
+    "endless calls",
+    "negative size",
+    "size beyond the offer",
+}
 
 
 @pytest.mark.fault("K8")

@@ -226,7 +226,7 @@ def test_budgets_and_policies_may_change_at_every_step(
     tiny: Any, make: Any, plain: Any, temperature: float
 ) -> None:
     call = sampled(temperature, seed=9)
-    names = ["plain", "fixed:8", "random", "fixed:1", "fixed:0", "fixed:64"]
+    names = ["plain", "fixed:8", "random", "fixed:1", "marginal", "ratio", "fixed:64", "marginal:1"]
     for kind, seed in (("llama", 0), ("gemma3", 1)):
         model, prompt = tiny(kind), PROMPTS[9 + seed]
         wanted = run(plain(model), prompt, max_new_tokens=30, **call)

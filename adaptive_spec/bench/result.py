@@ -54,6 +54,12 @@ class BenchResult:
         """Requests whose text differs from plain's beyond a near-tie."""
         return sum(row.mismatches for row in self.rows)
 
+    @property
+    def best_plain(self) -> Row:
+        """Plain decoding in the dtype that is fastest here: what a user has without any of this."""
+        plain = [row for row in self.rows if row.name == "plain"]
+        return max(plain, key=lambda row: row.tokens_per_second)
+
     def table(self) -> list[dict[str, Any]]:
         """The rows as dicts, with the optional columns only where they were asked for."""
         left_out = set() if self.memory else {"peak_memory_ratio"}

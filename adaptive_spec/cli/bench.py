@@ -188,6 +188,9 @@ def _print_table(result: BenchResult) -> None:
     table.add_column("dtype")
     for name in ("tokens/s", "speed-up", "90 %", "accepted", "nodes", "controller"):
         table.add_column(name, justify="right")
+    several = len({row.dtype for row in result.rows}) > 1
+    if several:
+        table.add_column("against best plain", justify="right")
     table.add_column("text against plain's")
     if result.baseline:
         table.add_column("against baseline", justify="right")
@@ -203,8 +206,11 @@ def _print_table(result: BenchResult) -> None:
             _number(row.acceptance_length, ".2f"),
             _number(row.nodes_per_step, ".1f"),
             _number(row.controller_share, ".1%"),
-            _text(row),
         ]
+        if several:
+            best = result.best_plain.tokens_per_second
+            cells.append(f"{row.tokens_per_second / best:.2f}x")
+        cells.append(_text(row))
         if result.baseline:
             cells.append(
                 f"{row.versus_baseline:.2f}x ({row.versus_low:.2f} .. {row.versus_high:.2f})"

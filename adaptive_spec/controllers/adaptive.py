@@ -1,6 +1,7 @@
 """The frame of policies that price nodes: two stages, one budget for all requests of a step.
 
-Stage one asks the drafters for no more than may pay; stage two scans every executable size, 0
+Stage one asks the drafters for no more nodes, and no deeper, than paid of late, and for nothing
+while the guard says so; stage two scans every executable size, 0
 included, and takes the best by the policy's own rule. Survivals of all requests are sorted into one
 list: because a forward costs by its total size, the best N nodes of a step are the N likeliest,
 whoever they belong to. A policy only says how tokens are weighed against seconds (``choose``).
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,9 +24,14 @@ from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.profilers.base import Latency
 from adaptive_spec.types import Decision, Features, Floats, Offer, Outcome, Plan, Work
 
-LEAST, MOST = 8, 64
-"""Nodes to ask a drafter for: at least, and at most where no more has ever paid."""
-DEEPEST = 32
+LEAST, FIRST, MOST = 8, 32, 1024
+"""Nodes to ask a drafter for: at least, at first, and at most."""
+DEEPEST, DEPTH_MARGIN = 32, 4
+"""Levels to ask for: at most, and beyond twice what was accepted of late."""
+SPAN = 16
+"""Nodes over which the price of a node is averaged where only a rough figure is needed."""
+FLOOR_SHARE = 0.25
+"""Share of the price of a node below which its survival is not worth a look."""
 BLIND = 0.1
 """Least survival of a node while nothing is known about time."""
 
@@ -35,14 +41,18 @@ class Course:
     """What is remembered of one request."""
 
     rate: GoingRate
-    guard: Guard = field(default_factory=Guard)
-    reach: int = MOST
+    guard: Guard
+    asked: bool = False
+    """Its own plan of this step asked for nodes."""
+    draft_nodes: int = FIRST
     """Nodes to ask for."""
-    floor: float = 0.0
-    """Least survival worth a row."""
-    draft: float = 0.0
-    plain: float = 1.0
-    """Predicted seconds of drafting, and of a plain step, at the last decision."""
+    accepted: float = DEEPEST / 2
+    """Draft tokens accepted at most of late, slowly forgotten."""
+    least_survival: float = 0.01
+    """Survival below which a node is not worth a row."""
+    draft_seconds: float = 0.0
+    plain_seconds: float = 1.0
+    """Predicted, at the last decision."""
 
 
 class Adaptive(ABC):
@@ -55,7 +65,7 @@ class Adaptive(ABC):
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         self._courses: dict[str, Course] = {}
-        self._probes = UpwardProbes()
+        self._probes, self._guard = UpwardProbes(), Guard()
         self._drafters: tuple[str, ...] = ()  # as last asked; their price is the latency model's
 
     @abstractmethod
@@ -73,8 +83,10 @@ class Adaptive(ABC):
 
     def _plan(self, features: Features) -> Plan:
         course = self._course(features.request)
-        nodes = course.reach if course.guard.drafts else 0
-        return Plan(nodes=nodes, depth=min(DEEPEST, nodes), floor=course.floor)
+        nodes = course.draft_nodes if course.guard.drafts else 0
+        course.asked = nodes > 0
+        depth = min(DEEPEST, nodes, round(2 * course.accepted) + DEPTH_MARGIN)
+        return Plan(nodes=nodes, depth=depth, floor=course.least_survival)
 
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         courses = [self._course(offer.features.request) for offer in offers]
@@ -84,34 +96,31 @@ class Adaptive(ABC):
         order = np.argsort(-gains, kind="stable")
         packed = offers[0].features.packed
         scale = np.arange(1 + max(course.rate.largest for course in courses)) * packed
-        most = max(len(gains), int(scale[-1]))
-        asked = self._drafters if any(course.guard.drafts for course in courses) else ()
         work = Work(
-            nodes=np.arange(most + 1),
+            nodes=np.arange(max(len(gains), int(scale[-1]), SPAN) + 1),
             requests=packed,
             context=offers[0].features.pool_slots,
-            drafters=asked or self._drafters,
+            drafters=self._drafters,  # priced whether asked or not: the going rate needs it
         )
         price = latency.predict(work)
         if price is None:
             return [_blind(offer) for offer in offers]
         step, draft = price.verify + price.host, float(price.draft[0])
         rates = [course.rate.tokens_per_second(step[scale], draft) for course in courses]
-        theta = sum(rates)
-        seconds = step[: len(gains) + 1] + (draft if asked else 0.0)
+        theta = sum(rates) * packed / len(offers)  # requests of other policies wait as well
+        seconds = step[: len(gains) + 1] + draft * any(course.asked for course in courses)
         tokens = np.concatenate(([0.0], gains[order].cumsum())) + packed
         best, why = self.choose(tokens, seconds, theta)
         if not any(course.guard.on for course in courses):  # a probe is kept cheap
-            cheap = seconds <= seconds[0] * (1.0 + PROBE_COST)
-            best = min(best, int(np.flatnonzero(cheap)[-1]))
+            cheap = np.flatnonzero(seconds - seconds[0] <= step[0] * PROBE_COST)[-1]
+            best = min(max(best, 1), max(int(cheap), 1), len(gains))
         elif (larger := self._probes.size(best, tokens, seconds, theta)) > best:
             best, why = larger, f"probe of what {larger} nodes cost; {why}"
         sizes = np.bincount(owner[order[:best]], minlength=len(offers))
-        slope = (seconds[-1] - seconds[0]) / max(len(gains), 1)
+        node_price = theta * float(step[SPAN] - step[0]) / SPAN
         for course in courses:
-            course.draft, course.plain = draft, float(step[0])
-            if len(gains):
-                course.floor = float(0.25 * theta * slope)
+            course.draft_seconds, course.plain_seconds = draft, float(step[0])
+            course.least_survival = FLOOR_SHARE * max(node_price, 0.0)
         return [
             self._decision(offer, course, int(size), rate, seconds, best, why)
             for offer, course, size, rate in zip(offers, courses, sizes, rates, strict=True)
@@ -127,11 +136,12 @@ class Adaptive(ABC):
         best: int,
         why: str,
     ) -> Decision:
-        if not course.guard.drafts:
+        if not course.asked:
             why = course.guard.words
         elif not course.guard.on:
             why = f"probe: {why}"
-        course.reach = min(max(LEAST, 2 * size + LEAST, course.reach - 1), MOST)
+        wanted = max(2 * size + LEAST, round(0.9 * course.draft_nodes))
+        course.draft_nodes = min(wanted, MOST) if course.asked else course.draft_nodes
         others = seconds[best - size : best - size + len(offer.survival) + 1]
         return Decision(
             size=size,
@@ -150,16 +160,19 @@ class Adaptive(ABC):
             course = self._courses.get(outcome.features.request)
             if course is None or outcome.emitted < 1:
                 continue
-            packed, drafted = max(outcome.features.packed, 1), bool(names)
+            packed, drafted = max(outcome.features.packed, 1), course.asked and bool(names)
             course.rate.observe(outcome.emitted, round(total / packed), drafted)
+            course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)
             course.guard.observe(_balance(outcome, course) if drafted else None)
 
     def finish(self, request: str) -> None:
-        self._courses.pop(request, None)
+        course = self._courses.pop(request, None)
+        self._guard = self._guard if course is None else course.guard
 
     def _course(self, request: str) -> Course:
         if request not in self._courses:
-            self._courses[request] = Course(GoingRate(self._horizon))
+            guard = self._guard.successor()
+            self._courses[request] = Course(GoingRate(self._horizon), guard)
         return self._courses[request]
 
 
@@ -170,7 +183,7 @@ def _balance(outcome: Outcome, course: Course) -> Balance | None:
     if predicted is None or expected is None or decision.size >= len(predicted):
         return None
     own = (predicted[decision.size] - predicted[0]) * packed
-    cost = (course.draft + own) / course.plain
+    cost = (course.draft_seconds + own) / course.plain_seconds
     return Balance(cost, expected - 1.0, outcome.emitted - 1)
 
 

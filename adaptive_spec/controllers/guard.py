@@ -28,10 +28,12 @@ PAUSE, LONGEST_PAUSE = 100, 1600
 """Steps before a weak surplus may bring drafting back; doubles when a return does not last."""
 WEAK, CLEAR = 0.02, 0.25
 """Expected surplus in tokens per step that brings drafting back: after the pause, and before."""
-PROBE_SHARE, RAREST_PROBE = 0.005, 40
+PROBE_SHARE, RAREST_PROBE = 0.005, 80
 """Share of the time that probes may take, and the most steps between two of them: were they
-rarer, good times would be missed. A probe may cost ``PROBE_COST`` of a plain step at most."""
-PROBE_COST = PROBE_SHARE * RAREST_PROBE
+rarer, good times would be missed."""
+PROBE_COST = 0.1
+"""What the nodes of a probe may cost, as a share of a plain step; one node is verified at any
+price, or nobody would learn what it costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,15 @@ class Guard:
 
     def _reset(self) -> None:
         self._seen, self._surplus, self._accepted, self._expected = 0, 0.0, 0.0, 0.0
+
+    def successor(self) -> Guard:
+        """For the next request: the same state, with half the evidence, and a probe at once."""
+        heir = Guard()
+        heir.on, heir.lost, heir._pause, heir._since = self.on, self.lost, self._pause, self._since
+        heir._seen = min(self._seen // 2, PATIENCE // 2)
+        heir._surplus, heir._accepted = self._surplus, self._accepted
+        heir._expected = self._expected
+        return heir
 
     @property
     def drafts(self) -> bool:

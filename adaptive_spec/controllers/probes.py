@@ -2,10 +2,12 @@
 
 What a smaller tree costs and brings is known from the one that is executed, more or less; what a
 larger one costs is a guess once none was executed for long. If that guess is too high, nobody will
-ever find out: so the next size is tried when it has become stale and enough time has been saved up.
+ever find out: so when nothing larger ran for a while, time that was saved up is spent on it.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import numpy as np
 
@@ -14,16 +16,18 @@ from adaptive_spec.types import Floats
 
 STALE = 40
 """Steps after which the cost of a size is a guess."""
+LARGER = 1.25
+"""Nodes over those of a size from which on another one counts as larger."""
 MOST_SAVED = 0.5
 """Time for probes that can be saved up, in plain steps."""
 
 
 class UpwardProbes:
-    """When to execute more than seems to pay. Sizes count by powers of two of the rows."""
+    """When to execute more than seems to pay."""
 
     def __init__(self) -> None:
-        self._saved, self._step = 0.0, 0
-        self._last = np.full(16, -STALE)  # step at which a size of each bucket was executed
+        self._saved = 0.0
+        self._executed: deque[int] = deque([0], maxlen=STALE)
 
     def size(self, best: int, tokens: Floats, seconds: Floats, theta: float) -> int:
         """The size to execute instead of ``best``: the same, but for a probe.
@@ -31,21 +35,15 @@ class UpwardProbes:
         Args:
             tokens, seconds, theta: as for ``Adaptive.choose``.
         """
-        self._step += 1
         self._saved = min(self._saved + PROBE_SHARE, MOST_SAVED)
-        larger = 2 * best + 1
-        if larger < len(tokens) and self._is_stale(larger):
+        if max(self._executed) < LARGER * best + 1:
+            larger = slice(best + 1, 2 * best + 2)
             spent, won = seconds[larger] - seconds[best], tokens[larger] - tokens[best]
-            loss = float((spent - won / theta) / seconds[0])
-            if loss <= self._saved:
-                self._saved -= max(loss, 0.0)
-                best = larger
-        self._last[_bucket(best)] = self._step
+            loss = (spent - won / theta) / seconds[0]
+            affordable = np.flatnonzero(loss <= self._saved)
+            if len(affordable):
+                step = int(affordable[-1])
+                self._saved -= max(float(loss[step]), 0.0)
+                best += 1 + step
+        self._executed.append(best)
         return best
-
-    def _is_stale(self, size: int) -> bool:
-        return bool(self._step - self._last[_bucket(size) :].max() > STALE)
-
-
-def _bucket(size: int) -> int:
-    return min((size + 1).bit_length() - 1, 15)

@@ -127,6 +127,8 @@ class Sapling:
     """Most nodes of the tree, at least 1."""
     reach: int
     """Deepest level, at least 1."""
+    floor: float = 0.0
+    """Least survival of a node."""
     rounds: int = 0
     """Rounds so far."""
     sprouts: list[Node] = field(default_factory=list)
@@ -144,7 +146,7 @@ class Sapling:
         self.sprouts = []
         if self.rounds < self.reach:
             # The last of the best nodes need not be asked about: its children come after it.
-            trees.grow(self.root, self._note, self.nodes - 1, self.reach)
+            trees.grow(self.root, self._note, self.nodes - 1, self.reach, self.floor)
         del self.sprouts[width:]
         return len(self.sprouts) > 0
 
@@ -177,7 +179,9 @@ class Sapling:
 
     def tree(self) -> CandidateTree:
         """The best nodes of what has grown, best first; features ``margin`` and ``entropy``."""
-        grown = trees.grow(self.root, lambda n: n.children or (), self.nodes, self.reach)
+        grown = trees.grow(
+            self.root, lambda n: n.children or (), self.nodes, self.reach, self.floor
+        )
         nodes: list[Node] = []
         facts: list[tuple[float, float]] = []
         for parent, rank in zip(grown.parent.tolist(), grown.rank.tolist(), strict=True):

@@ -144,7 +144,7 @@ class DraftModelDrafter:
             if (root := draft.context.root) is not None:
                 # The deepest nodes are never fed to the model: they need no position of its own.
                 reach = min(draft.plan.depth, self._limit - draft.length + 1)
-                draft.sapling = Sapling(root, draft.plan.nodes, reach)
+                draft.sapling = Sapling(root, draft.plan.nodes, reach, draft.plan.floor or 0.0)
         self._grow(live)
         return [
             draft.sapling.tree() if draft.sapling else CandidateTree.empty() for draft in drafts

@@ -52,6 +52,10 @@ def _check_controller(policy: Controller, latency: Latency, steps: int, seed: in
             assert isinstance(plan, Plan), "plans are Plan objects"
             assert _whole(plan.nodes) >= 0, "nodes are not negative"
             assert _whole(plan.depth) >= 0, "depth is not negative"
+            names = plan.drafters or ()
+            assert isinstance(names, tuple), "drafters are a tuple of names"
+            assert all(isinstance(name, str) for name in names), "drafters are names"
+            assert _whole(plan.calls) >= 1, "a plan that drafts calls the drafter"
             assert plan.floor is None or 0 <= plan.floor < np.inf, "the floor is a number"
             count = int(draw.integers(0, plan.nodes + 1))
             alive = np.sort(draw.random(count))[::-1].copy()
@@ -142,7 +146,7 @@ def _outcomes(offers: Sequence[Offer], decisions: Sequence[Decision], step: int)
             offered=len(offer.survival),
             accepted=min(1, decision.size),
             emitted=1 + min(1, decision.size),
-            seconds=StepSeconds(draft=odd, verify=odd, host=odd),
+            seconds=StepSeconds(draft=odd, verify=odd, host=odd, drafts=(("suffix", odd),)),
             finished=False,
         )
         for offer, decision in zip(offers, decisions, strict=True)

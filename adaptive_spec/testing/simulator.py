@@ -88,7 +88,7 @@ def simulate(
     seed: int = 0,
     most: int = 64,
 ) -> Trace:
-    """Run one request.
+    """Run one request; the same policy and latency model may then serve another.
 
     Args:
         machine: step -> the machine as it is then.
@@ -121,6 +121,7 @@ def simulate(
         trace.tokens.append(accepted + 1)
         trace.seconds.append(seconds.total)
         trace.reason.append(decision.reason)
+    controller.finish("r")
     return trace
 
 
