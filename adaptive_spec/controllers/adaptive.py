@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptive_spec.controllers.guard import PROBE_COST, Balance, Guard
-from adaptive_spec.controllers.probes import UpwardProbes
+from adaptive_spec.controllers.probes import TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.profilers.base import Latency
 from adaptive_spec.types import Decision, Features, Floats, Offer, Outcome, Plan, Work
@@ -30,7 +30,7 @@ DEEPEST, DEPTH_MARGIN = 32, 4
 """Levels to ask for: at most, and beyond twice what was accepted of late."""
 SPAN = 16
 """Nodes over which the price of a node is averaged where only a rough figure is needed."""
-FLOOR_SHARE = 0.25
+FLOOR_SHARE = 0.4
 """Share of the price of a node below which its survival is not worth a look."""
 BLIND = 0.1
 """Least survival of a node while nothing is known about time."""
@@ -65,7 +65,7 @@ class Adaptive(ABC):
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         self._courses: dict[str, Course] = {}
-        self._probes, self._guard = UpwardProbes(), Guard()
+        self._probes, self._guard = TimeProbes(), Guard()
         self._drafters: tuple[str, ...] = ()  # as last asked; their price is the latency model's
 
     @abstractmethod
@@ -114,8 +114,10 @@ class Adaptive(ABC):
         if not any(course.guard.on for course in courses):  # a probe is kept cheap
             cheap = np.flatnonzero(seconds - seconds[0] <= step[0] * PROBE_COST)[-1]
             best = min(max(best, 1), max(int(cheap), 1), len(gains))
-        elif (larger := self._probes.size(best, tokens, seconds, theta)) > best:
-            best, why = larger, f"probe of what {larger} nodes cost; {why}"
+        elif len(gains):
+            value = tokens / max(theta, 1e-9) - seconds
+            if (tried := self._probes.size(best, value, float(step[0]))) != best:
+                best, why = tried, f"probe of what {tried} nodes cost; {why}"
         sizes = np.bincount(owner[order[:best]], minlength=len(offers))
         node_price = theta * float(step[SPAN] - step[0]) / SPAN
         for course in courses:

@@ -7,7 +7,7 @@ the executed size everything is known from the verified trees, so nothing is exp
 goes on; from 0 it takes probes, and those are bounded in time.
 
 Hysteresis: leaving takes many steps, or a clear breach of what was expected; returning takes two
-probes in a row that promise a surplus and realise one. At a break-even point the two states are
+probes, and at most one failure, that promise a surplus and realise one. At a break-even point the two states are
 thus far apart, and the pause doubles with every return that did not last.
 """
 
@@ -31,6 +31,8 @@ WEAK, CLEAR = 0.02, 0.25
 PROBE_SHARE, RAREST_PROBE = 0.005, 80
 """Share of the time that probes may take, and the most steps between two of them: were they
 rarer, good times would be missed."""
+SOON = 16
+"""Steps that another text has to wait for its first probe, at most."""
 PROBE_COST = 0.1
 """What the nodes of a probe may cost, as a share of a plain step; one node is verified at any
 price, or nobody would learn what it costs."""
@@ -65,19 +67,20 @@ class Guard:
         self.lost = 0.0
         """Tokens per step that drafting cost more than it brought when it was stopped."""
         self._since, self._pause = 0, PAUSE
-        self._next_probe, self._hits = 0, 0
+        self._next_probe, self._hits, self._misses = 0, 0, 0
         self._reset()
 
     def _reset(self) -> None:
         self._seen, self._surplus, self._accepted, self._expected = 0, 0.0, 0.0, 0.0
 
     def successor(self) -> Guard:
-        """For the next request: the same state, with half the evidence, and a probe at once."""
+        """For the next request: the same state, with half the evidence, and a probe soon."""
         heir = Guard()
         heir.on, heir.lost, heir._pause, heir._since = self.on, self.lost, self._pause, self._since
         heir._seen = min(self._seen // 2, PATIENCE // 2)
         heir._surplus, heir._accepted = self._surplus, self._accepted
         heir._expected = self._expected
+        heir._next_probe = min(self._next_probe, SOON)
         return heir
 
     @property
@@ -116,22 +119,23 @@ class Guard:
         excess = max(self._expected - self._accepted - DOUBT * sqrt(spread * long), 0.0)
         patience = HASTE if excess > 0.0 else PATIENCE
         if self._seen >= patience and (gain := self._surplus - excess) < -LOSS:
-            self.on, self.lost, self._since, self._hits = False, -gain, 0, 0
-            self._wait(balance)
+            self.on, self.lost, self._since = False, -gain, 0
+            self._pause_probes(balance.cost)
 
-    def _wait(self, balance: Balance) -> None:
-        steps = min(max(balance.cost / PROBE_SHARE, 1.0), float(RAREST_PROBE))
-        self._next_probe = round(steps)
+    def _pause_probes(self, cost: float) -> None:
+        """Wait for the next probe until what the last one cost is a small share of the time."""
+        self._hits = self._misses = 0
+        self._next_probe = round(min(max(cost / PROBE_SHARE, 1.0), float(RAREST_PROBE)))
 
     def _probed(self, balance: Balance) -> None:
+        """Probes go on until two have paid, or two have not."""
         needed = WEAK if self._since >= self._pause else CLEAR
         paid = balance.surplus > needed and balance.advantage > 0
-        self._hits = self._hits + 1 if paid else 0
-        if self._hits == 1:
-            self._next_probe = 0
-        elif self._hits == 0:
-            self._wait(balance)
-        else:
+        self._hits, self._misses = self._hits + paid, self._misses + (not paid)
+        self._next_probe = 0
+        if self._hits == 2:
             self.on, self._since = True, 0
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self._reset()
+        elif self._misses == 2 or self._hits == 0:
+            self._pause_probes(balance.cost * (self._hits + self._misses))

@@ -1,13 +1,17 @@
-"""Looks above the sizes that are executed, now and then, at a bounded price.
+"""Tries sizes that were not executed for long, now and then, at a bounded price.
 
-What a smaller tree costs and brings is known from the one that is executed, more or less; what a
-larger one costs is a guess once none was executed for long. If that guess is too high, nobody will
-ever find out: so when nothing larger ran for a while, time that was saved up is spent on it.
+What a smaller tree *brings* is known from the one that is executed; what it *costs* is not, and
+neither is what a larger one costs. If all steps have about the same size, base and slope of the
+cost cannot be told apart, and a wrong guess about the sizes that nobody runs is never corrected:
+plain decoding may be much cheaper than thought. So a decoder's first steps include a plain one, at
+any price, because everything is measured against it. Later, time is saved up, a little of it with
+every step, and spent on a size that has become stale: none at all, the next larger, or half as
+much.
+
+Legend: sizes are in one bucket if size + 1 has as many binary digits.
 """
 
 from __future__ import annotations
-
-from collections import deque
 
 import numpy as np
 
@@ -15,35 +19,62 @@ from adaptive_spec.controllers.guard import PROBE_SHARE
 from adaptive_spec.types import Floats
 
 STALE = 40
-"""Steps after which the cost of a size is a guess."""
+"""Steps after which the cost of a bucket of sizes is a guess."""
+SAVED, MOST_SAVED = 1.0, 4.0
+"""Time for probes in plain steps: what a decoder starts with, and what can be saved up."""
+WARM_UP = 3
+"""Steps that are no measurements yet."""
 LARGER = 1.25
 """Nodes over those of a size from which on another one counts as larger."""
-MOST_SAVED = 0.5
-"""Time for probes that can be saved up, in plain steps."""
 
 
-class UpwardProbes:
-    """When to execute more than seems to pay."""
+class TimeProbes:
+    """When to execute another size than the best."""
 
     def __init__(self) -> None:
-        self._saved = 0.0
-        self._executed: deque[int] = deque([0], maxlen=STALE)
+        self._saved, self._step = SAVED, 0
+        self._last = np.full(16, -STALE)  # step at which a size of each bucket was executed
+        self._largest: list[int] = []  # sizes of the last STALE steps
 
-    def size(self, best: int, tokens: Floats, seconds: Floats, theta: float) -> int:
+    def size(self, best: int, value: Floats, plain: float) -> int:
         """The size to execute instead of ``best``: the same, but for a probe.
 
         Args:
-            tokens, seconds, theta: as for ``Adaptive.choose``.
+            value: [N+1] what every size is worth, in seconds.
+            plain: seconds of a plain step.
         """
+        self._step += 1
         self._saved = min(self._saved + PROBE_SHARE, MOST_SAVED)
-        if max(self._executed) < LARGER * best + 1:
-            larger = slice(best + 1, 2 * best + 2)
-            spent, won = seconds[larger] - seconds[best], tokens[larger] - tokens[best]
-            loss = (spent - won / theta) / seconds[0]
-            affordable = np.flatnonzero(loss <= self._saved)
-            if len(affordable):
-                step = int(affordable[-1])
-                self._saved -= max(float(loss[step]), 0.0)
-                best += 1 + step
-        self._executed.append(best)
+        chosen = best
+        if self._step == WARM_UP + 1:
+            chosen = 0
+        elif self._step > WARM_UP:
+            chosen = self._probe(best, (value[best] - value) / plain)
+        if self._step > WARM_UP:
+            self._last[_bucket(chosen)] = self._step
+        self._largest = [*self._largest[1 - STALE :], chosen]
+        return chosen
+
+    def _probe(self, best: int, loss: Floats) -> int:
+        """The first stale size that there is time for.
+
+        Args:
+            loss: [N+1] what every size costs against the best, in plain steps.
+        """
+        for size in (0, self._upwards(best, loss), best // 2):
+            stale = self._step - self._last[_bucket(size)] > STALE
+            if size != best and (stale or size > best) and loss[size] <= self._saved:
+                self._saved -= max(float(loss[size]), 0.0)
+                return size
         return best
+
+    def _upwards(self, best: int, loss: Floats) -> int:
+        """The largest affordable size up to twice the best, if nothing larger ran of late."""
+        if max(self._largest, default=0) >= LARGER * best + 1:
+            return best
+        affordable = np.flatnonzero(loss[best + 1 : 2 * best + 2] <= self._saved)
+        return best + 1 + int(affordable[-1]) if len(affordable) else best
+
+
+def _bucket(size: int) -> int:
+    return min((size + 1).bit_length() - 1, 15)
