@@ -7,8 +7,8 @@ the executed size everything is known from the verified trees, so nothing is exp
 goes on; from 0 it takes probes, and those are bounded in time.
 
 Hysteresis: leaving takes many steps, or a clear breach of what was expected; returning takes two
-probes, and at most one failure, that promise a surplus and realise one. At a break-even point the two states are
-thus far apart, and the pause doubles with every return that did not last.
+probes, and at most one failure, that promise a surplus and realise one. At a break-even point the
+two states are thus far apart, and the pause doubles with every return that did not last.
 """
 
 from __future__ import annotations
