@@ -86,12 +86,18 @@ def counted() -> Callable[[Any], Any]:
 _rows: dict[str, list[str]] = {}
 
 
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Send the rows that a test covers along with its report: workers and summary are apart."""
+    rows = [row for marker in item.iter_markers("fault") for row in marker.args]
+    item.user_properties.append(("fault rows", sorted(set(rows))))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Book every test under the rows that it covers."""
-    if call.when == "call" or call.excinfo is not None:
-        for marker in item.iter_markers("fault"):
-            for row in marker.args:
-                _rows.setdefault(row, []).append("failed" if call.excinfo else "passed")
+    if report.when == "call" or report.failed:
+        for name, rows in report.user_properties:
+            for row in rows if name == "fault rows" else ():
+                _rows.setdefault(row, []).append(report.outcome)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
