@@ -183,13 +183,12 @@ def _clamped_decision(decision: Decision, offer: Offer) -> Decision:
 def _resized(decision: Decision, size: int, offer: Offer, reason: str) -> Decision:
     """The decision for another size, with what is to be expected of that."""
     predicted, tokens = decision.predicted, 1.0 + float(offer.survival[:size].sum())
-    known = predicted is not None and size < len(predicted)
     return replace(
         decision,
         size=size,
         reason=reason,
         expected_tokens=None if decision.expected_tokens is None else tokens,
-        expected_seconds=predicted[size] if predicted is not None and known else None,
+        expected_seconds=predicted[size] if predicted and size < len(predicted) else None,
     )
 
 

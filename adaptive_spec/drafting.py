@@ -34,7 +34,6 @@ class Panel:
         self._walls = [Drafting(drafter, index) for index, drafter in enumerate(drafters)]
         self._clock = clock
         self.names = tuple(drafter.name for drafter in drafters)
-        self.taps = sorted({tap for drafter in drafters for tap in drafter.taps})
         self.reads_noise = tuple(drafter.reads_noise for drafter in drafters)
         self.runs_model = tuple(drafter.name for drafter in drafters if drafter.has_model)
         """Names of those whose seconds count as a forward."""

@@ -71,7 +71,7 @@ class AdaptiveDecoder(Decoder):
         names = [one.name for one in drafters]
         if not names or len(set(names)) < len(names):
             raise ArgumentError("drafter", names, "at least one, each with a name of its own")
-        target = Target(model, sorted({tap for one in drafters for tap in one.taps}))
+        target = Target(model, [tap for one in drafters for tap in one.taps])
         models = build_models(resolved, target.architecture, torch.get_num_threads(), names)
         foreign = parts.keys() & {"latency", "acceptance"}
         self._models = None if foreign else models

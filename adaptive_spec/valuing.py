@@ -68,7 +68,8 @@ class Valuing:
     def _observe(self, share: Share, check: Verification) -> Labels:
         heat, size = share.features.temperature, len(share.tree)
         drawn = label(share, check)
-        soft = drawn if all(self._reads_noise) else label(share, check, soft=True)
+        same = heat == 0 or all(self._reads_noise)
+        soft = drawn if same else label(share, check, soft=True)
         judged = share.merged.tree.parent < size  # children of verified nodes, the root included
         for place, source in zip(sorted(share.proposals), share.merged.sources, strict=False):
             mine = judged & (source >= 0)

@@ -20,9 +20,8 @@ from adaptive_spec.profilers.base import NullLatency
 from adaptive_spec.profilers.hardware import peaks
 from adaptive_spec.profilers.latency import LiveLatency
 from adaptive_spec.profilers.roofline import Roofline
-from adaptive_spec.testing.simulator import Machine, Text, Trace, best_fixed, simulate
+from adaptive_spec.testing.simulator import SMALL, Machine, Text, Trace, best_fixed, simulate
 from adaptive_spec.types import (
-    Architecture,
     Features,
     Offer,
     Outcome,
@@ -32,24 +31,6 @@ from adaptive_spec.types import (
     Work,
 )
 
-SMALL = Architecture(
-    model_type="llama",
-    layers=30,
-    hidden=576,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    intermediate=1536,
-    vocab=49152,
-    context_limit=8192,
-    windows=(None,) * 30,
-    experts=0,
-    experts_per_token=0,
-    tied_embeddings=True,
-    dtype="bfloat16",
-    device="cpu",
-    parameters=134_515_008,
-)
 STANDARD = Machine()
 SIZES = (0, 1, 2, 4, 8, 16, 32)
 POLICIES = {"marginal": MarginalGain, "ratio": BestRatio}

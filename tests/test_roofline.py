@@ -18,26 +18,9 @@ from adaptive_spec.profilers.clock import CudaTimer, HostTimer, device_timer
 from adaptive_spec.profilers.hardware import Peaks, fingerprint, peaks
 from adaptive_spec.profilers.roofline import Coefficients, Roofline, forward_cost, weights
 from adaptive_spec.testing.faults import FakeClock
+from adaptive_spec.testing.simulator import SMALL
 from adaptive_spec.types import Architecture
 
-SMALL = Architecture(
-    model_type="llama",
-    layers=30,
-    hidden=576,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    intermediate=1536,
-    vocab=49152,
-    context_limit=8192,
-    windows=(None,) * 30,
-    experts=0,
-    experts_per_token=0,
-    tied_embeddings=True,
-    dtype="bfloat16",
-    device="cpu",
-    parameters=134_515_008,
-)
 TABLE = SMALL.vocab * SMALL.hidden
 ROWS = np.array([1, 2, 5, 64])
 

@@ -64,9 +64,8 @@ def generate(
     settings = resolve_config(config, set_ or [], policy=policy, drafter=drafter, log=log)
     with progress() as show:
         from adaptive_spec import models
-        from adaptive_spec.build import build_log, find_drafters
+        from adaptive_spec.build import build_log
 
-        find_drafters(settings)
         log_file = build_log(settings)
         models.resolve(model, progress=show)
         show("starting torch", None)
@@ -100,9 +99,9 @@ def generate(
 
 def resolve_config(source: str | None, overrides: list[str], **flags: str | None) -> Config:
     """The config of a run: preset or file, then --set, then the flags; all names looked up."""
+    from adaptive_spec.build import find_drafters
     from adaptive_spec.config import load_config
     from adaptive_spec.controllers.registry import CONTROLLERS
-    from adaptive_spec.drafters.registry import DRAFTERS
 
     values = load_config(source, overrides).model_dump()
     values.update({name: flags[name] for name in ("policy", "drafter") if flags.get(name)})
@@ -111,8 +110,7 @@ def resolve_config(source: str | None, overrides: list[str], **flags: str | None
     settings = load_config(values)
     entry, argument = CONTROLLERS.find(settings.policy)
     entry.factory(argument)
-    for name in settings.drafter.split("+"):
-        DRAFTERS.find(name)
+    find_drafters(settings)
     return settings
 
 

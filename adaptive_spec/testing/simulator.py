@@ -16,9 +16,37 @@ import numpy as np
 from adaptive_spec.controllers.base import Controller
 from adaptive_spec.controllers.fixed import FixedBudget
 from adaptive_spec.profilers.base import Latency, NullLatency
-from adaptive_spec.types import Features, Floats, Offer, Outcome, Plan, StepSeconds, Work
+from adaptive_spec.types import (
+    Architecture,
+    Features,
+    Floats,
+    Offer,
+    Outcome,
+    Plan,
+    StepSeconds,
+    Work,
+)
 
 DRAFTER = "simulated"
+SMALL = Architecture(
+    model_type="llama",
+    layers=30,
+    hidden=576,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    intermediate=1536,
+    vocab=49152,
+    context_limit=8192,
+    windows=(None,) * 30,
+    experts=0,
+    experts_per_token=0,
+    tied_embeddings=True,
+    dtype="bfloat16",
+    device="cpu",
+    parameters=134_515_008,
+)
+"""A small Llama with grouped-query attention and tied embeddings: SmolLM2-135M in bf16."""
 
 
 @dataclass(frozen=True, slots=True)
