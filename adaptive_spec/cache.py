@@ -169,8 +169,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.keys.shape[2] < len(self._cache.pool):
             self.keys, self.values = self._grown(self.keys), self._grown(self.values)
         slots, high = self._cache.write_slots, self._cache.read_slots
-        self.keys.index_copy_(2, slots, key_states)
-        self.values.index_copy_(2, slots, value_states)
+        self.keys.index_copy_(2, slots, key_states[:, :, : len(slots)])
+        self.values.index_copy_(2, slots, value_states[:, :, : len(slots)])
         self._cache.updated += 1
         return self.keys[:, :, :high], self.values[:, :, :high]
 

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,6 +31,11 @@ class TreeSection(_Section):
 
     max_nodes: int = Field(256, ge=0, le=1024, description="most draft nodes per request and step")
     max_depth: int = Field(32, ge=1, le=256, description="deepest draft node")
+    sizes: list[Annotated[int, Field(ge=1, le=1 << 16)]] | None = Field(
+        None,
+        description="executable sizes: draft nodes of a forward, filled up to the next of them; "
+        "[] fills nothing, none leaves it to the device",
+    )
 
 
 class CacheSection(_Section):

@@ -23,6 +23,7 @@ from adaptive_spec.deciding import Deciding
 from adaptive_spec.drafters.base import Committed, Drafter
 from adaptive_spec.drafting import Panel
 from adaptive_spec.errors import SessionError
+from adaptive_spec.filling import Filling, default_sizes
 from adaptive_spec.isolation import Faults, WalledLatency
 from adaptive_spec.online.base import Learner, NoUpdate
 from adaptive_spec.profilers.base import Acceptance, Latency, NullAcceptance, NullLatency
@@ -72,7 +73,10 @@ class Decoder:
             self_check(target)
         self.drafting = Panel(drafters, clock)
         self.faults = Faults()
-        latency = WalledLatency(NullLatency() if latency is None else latency, self.faults)
+        sizes = config.tree.sizes
+        self._filling = Filling(default_sizes(target.architecture) if sizes is None else sizes)
+        latency = NullLatency() if latency is None else latency
+        latency = WalledLatency(latency, self.faults, self._filling)
         acceptance = NullAcceptance() if acceptance is None else acceptance
         coupled, most = self.drafting.reads_noise, config.tree.max_nodes
         self.valuing = Valuing(acceptance, coupled, most, self.faults)
@@ -114,7 +118,7 @@ class Decoder:
         self.deciding.plan(shares)
         drafts = self._draft(shares, room, laps)
         self.deciding.cut(shares, room)
-        check = verify(self.target, self.cache, shares, laps, self._timer)
+        check = verify(self.target, self.cache, shares, laps, self._timer, self._filling)
         for share in shares:
             judge(share, check, self.clock() - share.session.started)
         laps.mark("sample")
@@ -191,7 +195,7 @@ class Decoder:
                 continue
             share.retry_plainly()
             try:
-                again = verify(self.target, self.cache, [share], laps, self._timer)
+                again = verify(self.target, self.cache, [share], laps, self._timer, self._filling)
                 judge(share, again, self.clock() - session.started)
             except Exception as error:  # the neighbours' tokens are committed: no way back
                 session.error = error

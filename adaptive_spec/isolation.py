@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from adaptive_spec.filling import Filling
 from adaptive_spec.profilers.base import Latency
 from adaptive_spec.types import Seconds, StepSeconds, Work
 
@@ -34,19 +35,23 @@ class Faults:
 
 
 class WalledLatency:
-    """A latency model that policies may ask without risk: one that fails knows nothing."""
+    """A latency model that policies may ask without risk: one that fails knows nothing.
 
-    def __init__(self, latency: Latency, faults: Faults) -> None:
-        self._latency, self._faults = latency, faults
+    It is asked about, and told of, what is executed.
+    """
+
+    def __init__(self, latency: Latency, faults: Faults, filling: Filling) -> None:
+        self._latency, self._faults, self._filling = latency, faults, filling
 
     def predict(self, work: Work) -> Seconds | None:
         try:
-            return self._latency.predict(work)
+            return self._latency.predict(self._filling.executed(work))
         except Exception as error:
             self._faults.skip("latency", error)
             return None
 
     def observe(self, work: Work, seconds: StepSeconds) -> None:
+        work = self._filling.executed(work)
         self._faults.tell("latency", self._latency.observe, work, seconds)
 
     def multipliers(self) -> Mapping[str, float] | None:

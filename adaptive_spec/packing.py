@@ -1,7 +1,7 @@
 """One packed forward: rows of several requests, and who sees whom.
 
-Legend: R requests, n nodes of one request, M = sum of (1 + n) rows, S pool slots up to the
-high-water mark. Masks and kernels derive from these facts; nothing else is needed.
+Legend: R requests, n nodes of one request, M = sum of (1 + n) rows, F rows of nobody, S pool slots
+up to the high-water mark. Masks and kernels derive from these facts; nothing else is needed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,11 @@ class PackedBatch:
     parts: tuple[Part, ...]
     starts: Ints
     tokens: Ints
+    """[M + F] token ids; the last F rows belong to nobody."""
     positions: Ints
+    """[M + F] positions in their requests."""
     slots: Ints
-    """[M] free slots that the rows are written to."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.tokens)
+    """[M] free slots that the rows are written to; those of nobody are not written."""
 
 
 def tree_part(owner: int, root: int, position: int, tree: CandidateTree) -> Part:
@@ -67,14 +65,21 @@ def chain_part(owner: int, tokens: Sequence[int], position: int) -> Part:
     )
 
 
-def pack(parts: Sequence[Part], slots: Ints) -> PackedBatch:
-    """Lay the parts side by side on ``slots``."""
+def pack(parts: Sequence[Part], slots: Ints, fill: int = 0) -> PackedBatch:
+    """Lay the parts side by side on ``slots``.
+
+    Args:
+        fill: rows of nobody to add, copies of the first row.
+    """
     starts = np.cumsum([0, *(len(part.tokens) for part in parts)])
+    first = parts[0]
     return PackedBatch(
         parts=tuple(parts),
         starts=starts,
-        tokens=np.concatenate([part.tokens for part in parts]),
-        positions=np.concatenate([part.positions for part in parts]),
+        tokens=np.concatenate([*(part.tokens for part in parts), first.tokens[:1].repeat(fill)]),
+        positions=np.concatenate(
+            [*(part.positions for part in parts), first.positions[:1].repeat(fill)]
+        ),
         slots=slots,
     )
 
@@ -82,7 +87,9 @@ def pack(parts: Sequence[Part], slots: Ints) -> PackedBatch:
 def visible(
     batch: PackedBatch, owner_S: Ints, position_S: Ints, window: int | None = None
 ) -> Bools:
-    """[M, S] mask: a row sees its request's committed slots, and itself and its ancestors.
+    """[M + F, S] mask: a row sees its request's committed slots, and itself and its ancestors.
+
+    A row of nobody sees the first row's slot, because a row that sees nothing has no logits.
 
     Args:
         owner_S: owner id per slot, committed slots only.
@@ -90,7 +97,8 @@ def visible(
         window: if given, a row sees positions less than ``window`` before its own. Counted along
             the path, so slots scattered over the pool do not matter.
     """
-    mask = np.empty((batch.rows, len(owner_S)), dtype=np.bool_)
+    mask = np.zeros((len(batch.tokens), len(owner_S)), dtype=np.bool_)
+    mask[len(batch.slots) :, batch.slots[:1]] = True
     for part, start in zip(batch.parts, batch.starts, strict=False):
         rows = slice(start, start + len(part.tokens))
         mask[rows] = owner_S == part.owner

@@ -54,8 +54,8 @@ def self_check(target: Target) -> float:
         tree_part(other, int(prompt[3]), 3, CandidateTree.empty()),
         tree_part(mine, int(prompt[-1]), _PROMPT - 1, tree),
     ]
-    batch = pack(parts, cache.pool.reserve(2 + len(tokens)))
-    got = target.run(target.prepare(cache, batch)).logits[1:].float()
+    batch = pack(parts, cache.pool.reserve(2 + len(tokens)), fill=2)
+    got = target.run(target.prepare(cache, batch)).logits[1:-2].float()
 
     branches = [_path(leaf) for leaf in _LEAVES]
     inputs = np.stack([np.concatenate([prompt, tokens[branch]]) for branch in branches])

@@ -107,7 +107,7 @@ class Target:
         """A mask per layer type where the model takes a dict, else the one of its only type."""
         pool = cache.pool
         position = pool.position[:high].copy()
-        position[batch.slots] = batch.positions
+        position[batch.slots] = batch.positions[: len(batch.slots)]
         masks = {
             kind: self._device_mask(
                 visible(

@@ -116,12 +116,10 @@ def check(tree: CandidateTree, vocab: int, nodes: int | None = None) -> None:
 
 def depths(parent: Ints) -> Ints:
     """[N] depth of every node, children of the root have depth 1."""
-    depth = np.ones(len(parent), dtype=np.int64)
-    reach = parent
-    while (alive := reach >= 0).any():
-        depth += alive
-        reach = np.where(alive, parent[reach], ROOT)
-    return depth
+    depth = [0]
+    for above in parent.tolist():
+        depth.append(depth[above + 1] + 1)
+    return np.array(depth[1:], dtype=np.int64)
 
 
 def survival(tree: CandidateTree, probability: Floats) -> Floats:
@@ -133,12 +131,10 @@ def survival(tree: CandidateTree, probability: Floats) -> Floats:
     edge = np.clip(probability, 0.0, 1.0)
     total = np.bincount(tree.parent + 1, weights=edge, minlength=len(tree) + 1)
     edge = edge / np.maximum(total, 1.0)[tree.parent + 1]
-    alive = edge.copy()
-    reach = tree.parent
-    while (go := reach >= 0).any():
-        alive *= np.where(go, edge[reach], 1.0)
-        reach = np.where(go, tree.parent[reach], ROOT)
-    return alive
+    alive = [1.0]
+    for above, here in zip(tree.parent.tolist(), edge.tolist(), strict=True):
+        alive.append(alive[above + 1] * here)
+    return np.array(alive[1:])
 
 
 def best_first(alive: Floats) -> Ints:
@@ -165,17 +161,13 @@ def select(tree: CandidateTree, order: Ints) -> CandidateTree:
 
 def ancestors(parent: Ints) -> Bools:
     """[1+N, 1+N] row i sees column j: j is i, or an ancestor of i. Row 0 is the root."""
-    size = len(parent) + 1
-    sees = np.zeros((size, size), dtype=np.bool_)
-    sees[:, 0] = True
-    rows = np.arange(1, size)
-    reach = rows
-    while len(rows):
-        sees[rows, reach] = True
-        above = parent[reach - 1] + 1
-        keep = above > 0
-        rows, reach = rows[keep], above[keep]
-    return sees
+    sets = [1]  # as bits: the root is bit 0
+    for row, above in enumerate(parent.tolist(), start=1):
+        sets.append(sets[above + 1] | 1 << row)
+    width = len(sets) // 8 + 1
+    packed = np.frombuffer(b"".join([s.to_bytes(width, "little") for s in sets]), dtype=np.uint8)
+    bits = packed.reshape(len(sets), width)
+    return np.unpackbits(bits, axis=1, count=len(sets), bitorder="little").view(np.bool_)
 
 
 def child(tree: CandidateTree, node: int, token: int) -> int | None:

@@ -16,7 +16,7 @@ from adaptive_spec.isolation import Faults
 from adaptive_spec.merging import merge
 from adaptive_spec.profilers.base import Acceptance, NullAcceptance
 from adaptive_spec.share import Share
-from adaptive_spec.types import Bools, Floats, Labels, Offer
+from adaptive_spec.types import Bools, Floats, Ints, Labels, Offer
 from adaptive_spec.verifying import Verification, label
 
 
@@ -72,10 +72,9 @@ class Valuing:
         soft = drawn if same else label(share, check, soft=True)
         judged = share.merged.tree.parent < size  # children of verified nodes, the root included
         for place, source in zip(sorted(share.proposals), share.merged.sources, strict=False):
-            mine = judged & (source >= 0)
-            part = trees.select(share.proposals[place], source[mine])
-            labels = drawn if self._reads_noise[place] else soft
-            self.acceptance.observe(part, _only(labels, mine), heat)
+            proposal, mine = share.proposals[place], judged & (source >= 0)
+            labels = _only(drawn if self._reads_noise[place] else soft, mine)
+            self.acceptance.observe(proposal, _spread(labels, source[mine], len(proposal)), heat)
         if len(share.proposals) > 1:
             labels = drawn if any(self._reads_noise) else soft
             several = [values[judged] for values in share.merged.values]
@@ -106,6 +105,14 @@ def _probabilities(values: Floats, size: int) -> Floats:
     if found.shape != (size,) or not np.isfinite(found).all():
         raise ValueError("acceptance probabilities are not finite, or not one per edge")
     return found
+
+
+def _spread(labels: Labels, nodes: Ints, size: int) -> Labels:
+    """Labels of some ``nodes`` as labels of all ``size``: nothing is known of the others."""
+    spread = Labels(np.full(size, np.nan), np.zeros(size, dtype=np.bool_), np.zeros(size))
+    spread.chosen[nodes], spread.visited[nodes] = labels.chosen, labels.visited
+    spread.reach[nodes] = labels.reach
+    return spread
 
 
 def _only(labels: Labels, mine: Bools) -> Labels:

@@ -15,6 +15,7 @@ import torch
 from adaptive_spec import tree as trees
 from adaptive_spec.cache import SlotCache
 from adaptive_spec.errors import SamplingError
+from adaptive_spec.filling import Filling
 from adaptive_spec.packing import PackedBatch, pack, tree_part
 from adaptive_spec.profilers.clock import Laps, Timer
 from adaptive_spec.share import Share
@@ -41,12 +42,18 @@ class Verification:
 
 
 def verify(
-    target: Target, cache: SlotCache, shares: Sequence[Share], laps: Laps, timer: Timer
+    target: Target,
+    cache: SlotCache,
+    shares: Sequence[Share],
+    laps: Laps,
+    timer: Timer,
+    filling: Filling,
 ) -> Verification:
     """One packed forward; if memory runs out, again with halved trees, down to plain decoding.
 
     Args:
         timer: times the forward, on the device where the device can.
+        filling: adds rows of nobody up to an executable size, unless this is a second attempt.
 
     Raises:
         CacheError: the pool cannot hold even the roots.
@@ -62,19 +69,22 @@ def verify(
             )
             for share in shares
         ]
-        batch = pack(parts, cache.pool.reserve(sum(len(part.tokens) for part in parts)))
+        nodes = sum(len(share.tree) for share in shares)
+        fill = 0 if any(share.retried for share in shares) else filling.missing(nodes)
+        batch = pack(parts, cache.pool.reserve(nodes + len(parts)), fill)
         try:
             inputs = target.prepare(cache, batch)
             laps.mark("host")
             timer.start()
             result = target.run(inputs)
-            best, top = result.logits.max(dim=-1)
+            logits = result.logits[: len(batch.slots)]
+            best, top = logits.max(dim=-1)
             found = torch.stack((best.double(), top.double()))
             timer.stop()
             peak, ids = found.cpu().numpy()
             laps.mark("verify", timer.seconds())
         except Exception as error:
-            if not is_out_of_memory(error) or not any(len(share.tree) for share in shares):
+            if not is_out_of_memory(error) or not nodes:
                 raise
             cache.shrink()
             for share in shares:
@@ -84,8 +94,8 @@ def verify(
             share.first_row = start
         return Verification(
             batch=batch,
-            logits=result.logits,
-            taps=result.taps,
+            logits=logits,
+            taps={layer: hidden[: len(batch.slots)] for layer, hidden in result.taps.items()},
             top=ids.astype(np.int64),
             finite=np.isfinite(peak),
             high_water=cache.read_slots,

@@ -46,10 +46,11 @@ def _prefill(target: Target, cache: SlotCache, prompt: Sequence[int], spread: in
 
 
 @pytest.mark.fault("C4", "C8", "C9")
+@pytest.mark.parametrize("fill", [0, 5])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_tree_logits_equal_one_by_one_logits(kind: str, attention: str) -> None:
+def test_tree_logits_equal_one_by_one_logits(kind: str, attention: str, fill: int) -> None:
     model = tiny_model(kind, attention=attention)
     target = Target(model)
     cache = SlotCache(target.architecture.layers, SlotPool(16, CONTEXT))
@@ -62,8 +63,12 @@ def test_tree_logits_equal_one_by_one_logits(kind: str, attention: str) -> None:
     ]
     size = sum(len(part.tokens) for part in parts)
     slots = np.random.default_rng(0).permutation(cache.pool.reserve(2 * size))[:size]
-    batch = pack(parts, slots)
+    batch = pack(parts, slots, fill)
+    owned = cache.pool.owner.copy()
     got = target.run(target.prepare(cache, batch)).logits
+    assert len(got) == size + fill
+    assert torch.isfinite(got).all()
+    assert (cache.pool.owner == owned).all()
     for prompt, tree, start in zip(prompts, trees, batch.starts, strict=False):
         for node in range(ROOT, len(tree)):
             ids = torch.tensor([[*prompt, *_above(tree, node)]])

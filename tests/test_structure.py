@@ -22,7 +22,7 @@ LINKS = ("controllers", "profilers", "configs")
 
 FLOORS = {
     1: "errors types registry controllers.base drafters.base profilers.base online.base",
-    2: "tree walk sampling stopping packing profilers.* controllers.* budget_log log_file "
+    2: "tree walk sampling stopping packing filling profilers.* controllers.* budget_log log_file "
     "log_reader drafters.automaton drafters.coupling drafters.pairing merging",
     3: "cache target selfcheck heads.* kernels.*",
     4: "drafters.* online.* config session requests drafting valuing deciding verifying reporting "

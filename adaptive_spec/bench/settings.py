@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -135,8 +136,9 @@ class BenchSettings:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The entries of a comma-separated list, each once, blanks left out."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    """The entries of a comma-separated list, each once, blanks left out; brackets hold together."""
+    parts = re.split(r",(?![^\[]*\])", text)
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def most_threads() -> int:

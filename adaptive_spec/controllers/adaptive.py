@@ -22,7 +22,7 @@ from adaptive_spec.controllers.guard import PROBE_COST, Balance, Guard
 from adaptive_spec.controllers.probes import TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.profilers.base import Latency
-from adaptive_spec.types import Decision, Features, Floats, Offer, Outcome, Plan, Work
+from adaptive_spec.types import Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
 
 LEAST, FIRST, MOST = 8, 32, 1024
 """Nodes to ask a drafter for: at least, at first, and at most."""
@@ -90,14 +90,11 @@ class Adaptive(ABC):
 
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         courses = [self._course(offer.features.request) for offer in offers]
-        alive = [offer.survival[: offer.largest] for offer in offers]
-        gains = np.concatenate(alive)
-        owner = np.repeat(np.arange(len(offers)), [len(one) for one in alive])
-        order = np.argsort(-gains, kind="stable")
         packed = offers[0].features.packed
-        scale = np.arange(1 + max(course.rate.largest for course in courses)) * packed
+        survival, owner = _ranked(offers)
+        largest = packed * max(course.rate.largest for course in courses)
         work = Work(
-            nodes=np.arange(max(len(gains), int(scale[-1]), SPAN) + 1),
+            nodes=np.arange(max(len(survival), largest, SPAN) + 1),
             requests=packed,
             context=offers[0].features.pool_slots,
             drafters=self._drafters,  # priced whether asked or not: the going rate needs it
@@ -106,19 +103,12 @@ class Adaptive(ABC):
         if price is None:
             return [_blind(offer) for offer in offers]
         step, draft = price.verify + price.host, float(price.draft[0])
-        rates = [course.rate.tokens_per_second(step[scale], draft) for course in courses]
+        rates = [course.rate.tokens_per_second(step[::packed], draft) for course in courses]
         theta = sum(rates) * packed / len(offers)  # requests of other policies wait as well
-        seconds = step[: len(gains) + 1] + draft * any(course.asked for course in courses)
-        tokens = np.concatenate(([0.0], gains[order].cumsum())) + packed
-        best, why = self.choose(tokens, seconds, theta)
-        if not any(course.guard.on for course in courses):  # a probe is kept cheap
-            cheap = np.flatnonzero(seconds - seconds[0] <= step[0] * PROBE_COST)[-1]
-            best = min(max(best, 1), max(int(cheap), 1), len(gains))
-        elif len(gains):
-            value = tokens / max(theta, 1e-9) - seconds
-            if (tried := self._probes.size(best, value, float(step[0]))) != best:
-                best, why = tried, f"probe of what {tried} nodes cost; {why}"
-        sizes = np.bincount(owner[order[:best]], minlength=len(offers))
+        seconds = step[: len(survival) + 1] + draft * any(course.asked for course in courses)
+        tokens = np.concatenate(([0.0], survival.cumsum())) + packed
+        best, why = self._size(courses, tokens, seconds, theta)
+        sizes = np.bincount(owner[:best], minlength=len(offers))
         node_price = theta * float(step[SPAN] - step[0]) / SPAN
         for course in courses:
             course.draft_seconds, course.plain_seconds = draft, float(step[0])
@@ -127,6 +117,20 @@ class Adaptive(ABC):
             self._decision(offer, course, int(size), rate, seconds, best, why)
             for offer, course, size, rate in zip(offers, courses, sizes, rates, strict=True)
         ]
+
+    def _size(
+        self, courses: Sequence[Course], tokens: Floats, seconds: Floats, theta: float
+    ) -> tuple[int, str]:
+        """The policy's choice, unless guard or probes have another."""
+        best, why = self.choose(tokens, seconds, theta)
+        most, extra = len(seconds) - 1, seconds - seconds[0]
+        if not any(course.guard.on for course in courses):  # a probe is kept cheap
+            allowed = max(float(seconds[0]) * PROBE_COST, float(extra[min(1, most)]))
+            return min(max(best, 1), int(np.flatnonzero(extra <= allowed)[-1])), why
+        if not most:
+            return best, why
+        tried = self._probes.size(best, tokens / max(theta, 1e-9), seconds)
+        return (best, why) if tried == best else (tried, f"probe of what {tried} nodes cost; {why}")
 
     def _decision(
         self,
@@ -187,6 +191,16 @@ def _balance(outcome: Outcome, course: Course) -> Balance | None:
     own = (predicted[decision.size] - predicted[0]) * packed
     cost = (course.draft_seconds + own) / course.plain_seconds
     return Balance(cost, expected - 1.0, outcome.emitted - 1)
+
+
+def _ranked(offers: Sequence[Offer]) -> tuple[Floats, Ints]:
+    """[N] survival of all nodes that may be verified, the likeliest first, and whose each is."""
+    alive = [offer.survival[: offer.largest] for offer in offers]
+    if len(alive) == 1:
+        return alive[0], np.zeros(len(alive[0]), dtype=np.int64)
+    survival = np.concatenate(alive)
+    order = np.argsort(-survival, kind="stable")
+    return survival[order], np.repeat(np.arange(len(offers)), [len(one) for one in alive])[order]
 
 
 def _blind(offer: Offer) -> Decision:

@@ -36,12 +36,12 @@ class TimeProbes:
         self._last = np.full(16, -STALE)  # step at which a size of each bucket was executed
         self._largest: list[int] = []  # sizes of the last STALE steps
 
-    def size(self, best: int, value: Floats, plain: float) -> int:
+    def size(self, best: int, worth: Floats, seconds: Floats) -> int:
         """The size to execute instead of ``best``: the same, but for a probe.
 
         Args:
-            value: [N+1] what every size is worth, in seconds.
-            plain: seconds of a plain step.
+            worth: [N+1] seconds that the expected tokens of every size are worth.
+            seconds: [N+1] predicted seconds of the step for every size.
         """
         self._step += 1
         self._saved = min(self._saved + PROBE_SHARE, MOST_SAVED)
@@ -49,21 +49,23 @@ class TimeProbes:
         if self._step == WARM_UP + 1:
             chosen = 0
         elif self._step > WARM_UP:
-            chosen = self._probe(best, (value[best] - value) / plain)
+            value = worth - seconds
+            chosen = self._probe(best, (value[best] - value) / seconds[0], seconds)
         if self._step > WARM_UP:
             self._last[_bucket(chosen)] = self._step
         self._largest = [*self._largest[1 - STALE :], chosen]
         return chosen
 
-    def _probe(self, best: int, loss: Floats) -> int:
-        """The first stale size that there is time for.
+    def _probe(self, best: int, loss: Floats, seconds: Floats) -> int:
+        """The first stale size that there is time for. Sizes that cost the same are executed alike.
 
         Args:
             loss: [N+1] what every size costs against the best, in plain steps.
         """
         for size in (0, self._upwards(best, loss), best // 2):
             stale = self._step - self._last[_bucket(size)] > STALE
-            if size != best and (stale or size > best) and loss[size] <= self._saved:
+            known = seconds[size] == seconds[best] or not (stale or size > best)
+            if not known and loss[size] <= self._saved:
                 self._saved -= max(float(loss[size]), 0.0)
                 return size
         return best

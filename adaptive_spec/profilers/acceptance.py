@@ -41,6 +41,8 @@ FEATURES = {"match_length": 1.5, "count": 1.0, "margin": 0.7, "entropy": 0.7}
 """Node features in use, and what log(1 + value) is centred on; a missing one counts as that."""
 REACH = 3.0
 """Centred features are cut here."""
+REMEMBERED = 256
+"""Trees whose rows are kept until they are judged."""
 
 INTERCEPT, SLOPE, DEPTH_SLOPE, RANK_SLOPE, HEAT, HEAT_SLOPE = range(6)
 STEPS = 6
@@ -69,10 +71,15 @@ class OnlineAcceptance:
         self.ignored = 0
         self._models = [_edge_model() for _ in range(len(self.names) + 1)]
         self._pool = _pool_model(len(self.names))
+        self._rows: dict[int, tuple[CandidateTree, float, Floats]] = {}  # of trees to be judged
 
     def calibrate(self, tree: CandidateTree, temperature: float) -> Floats:
         """[N] probability that node i is the target's choice, given its parent."""
-        rows = _edge_rows(tree, _heat(temperature) or 0.0)
+        heat = _heat(temperature) or 0.0
+        rows = _edge_rows(tree, heat)
+        if len(self._rows) >= REMEMBERED:
+            self._rows.clear()
+        self._rows[id(tree)] = tree, heat, rows
         answer = np.empty(len(tree))
         for model, part in self._by_drafter(tree.drafter):
             answer[part] = model.probability(rows[part])
@@ -100,10 +107,13 @@ class OnlineAcceptance:
         """What the target said of every edge of one verified tree; never raises on bad numbers."""
         sound = np.isfinite(tree.logq) & (tree.logq <= 1e-9)
         heat, chosen, weight = self._sift(labels, sound, temperature)
-        if not weight.any():
+        known, heat_then, rows = self._rows.pop(id(tree), _NO_ROWS)
+        if not (use := weight > 0).any():
             return
-        rows = _edge_rows(tree, heat)
-        for model, part in self._by_drafter(tree.drafter):
+        if known is not tree or heat_then != heat:
+            rows = _edge_rows(tree, heat)
+        rows, chosen, weight = rows[use], chosen[use], weight[use]
+        for model, part in self._by_drafter(tree.drafter[use]):
             model.update(rows[part], chosen[part], weight[part])
 
     def observe_combined(
@@ -190,6 +200,9 @@ class OnlineAcceptance:
         known = odds[: len(self.names)]
         rows[_POOL_COLUMNS : _POOL_COLUMNS + len(known)] = known
         return rows.T
+
+
+_NO_ROWS: tuple[CandidateTree | None, float, Floats] = None, 0.0, np.empty(0)
 
 
 def _heat(temperature: float) -> float | None:

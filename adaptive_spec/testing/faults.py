@@ -58,9 +58,10 @@ class NaNTarget:
             return output
         mask = self._rows(kwargs["input_ids"][0])
         if self._cache and bool(mask.any()):
+            slots = past.write_slots[mask[: len(past.write_slots)]]
             for layer in past.layers:
-                layer.keys[:, :, past.write_slots[mask]] = self._value
-                layer.values[:, :, past.write_slots[mask]] = self._value
+                layer.keys[:, :, slots] = self._value
+                layer.values[:, :, slots] = self._value
         kept = mask[-output.logits.shape[1] :]
         self.hurt += int(kept.sum())
         if bool(kept.any()):
