@@ -20,6 +20,9 @@ from adaptive_spec.profilers.roofline import Coefficients, Roofline
 from adaptive_spec.registry import Entry
 from adaptive_spec.types import Architecture
 
+LEARN_EVERY = 4
+"""Verified trees between two refits of the acceptance model."""
+
 
 def find_drafters(config: Config) -> list[tuple[Entry[Drafter], str | None]]:
     """Registry entries and arguments of the drafters that ``config.drafter`` names.
@@ -82,7 +85,8 @@ def build_models(
         CalibrationError: the calibration cannot be read, or is of another machine or model.
         ArgumentError: what it says of acceptance is damaged.
     """
-    roofline, acceptance = Roofline(facts, peaks(facts, threads)), OnlineAcceptance(drafters)
+    roofline = Roofline(facts, peaks(facts, threads))
+    acceptance = OnlineAcceptance(drafters, every=LEARN_EVERY)
     if config.calibration is None:
         return LiveLatency(roofline), acceptance
     found = calibration.load(config.calibration, fingerprint(facts, threads))

@@ -80,6 +80,7 @@ class Drafting:
 
     def __init__(self, drafter: Drafter, index: int = 0) -> None:
         self.drafter, self._index = drafter, index
+        self._extends = drafter if isinstance(drafter, ExtendingDrafter) else None
         self._off: dict[str, str] = {}
         """Requests whose drafter state is unknown because a life-cycle call raised."""
 
@@ -117,19 +118,18 @@ class Drafting:
             return True
         for share, answer in zip(asked, answers, strict=True):
             self._take(share, answer, "propose")
-        further = isinstance(self.drafter, ExtendingDrafter)
-        for call in range(1, max(plan.calls for plan in plans) if further else 1):
+        for call in range(1, max(plan.calls for plan in plans) if self._extends else 1):
             self._extend([s for s in asked if s.plan.calls > call and self._index in s.proposals])
         return True
 
     def _extend(self, shares: Sequence[Share]) -> None:
         """A further drafter call; the trees stay as they are where it fails."""
-        if not shares or not isinstance(self.drafter, ExtendingDrafter):
+        if not shares or self._extends is None:
             return
         requests = [share.session.draft for share in shares]
         grown = [share.proposals[self._index] for share in shares]
         try:
-            answers = self.drafter.extend(requests, grown, [share.plan for share in shares])
+            answers = self._extends.extend(requests, grown, [share.plan for share in shares])
             for share, answer in zip(shares, answers, strict=True):
                 self._take(share, answer, "extend")
         except Exception as error:

@@ -30,6 +30,8 @@ class Filling:
 
     def up(self, nodes: Ints) -> Ints:
         """[n] the least executable sizes that hold ``nodes`` [n]."""
+        if len(self._sizes) == 1:
+            return nodes
         place = np.searchsorted(self._sizes, nodes)
         inside = self._sizes[np.minimum(place, len(self._sizes) - 1)]
         return np.where(place < len(self._sizes), inside, nodes)

@@ -110,7 +110,7 @@ def check(tree: CandidateTree, vocab: int, nodes: int | None = None) -> None:
     if not (np.isfinite(tree.logq).all() and (tree.logq <= 1e-9).all()):
         raise TreeError("log-probabilities must be finite and not above 0")
     edges = tree.parent * vocab + tree.token
-    if len(np.unique(edges)) != size:
+    if len(set(edges.tolist())) != size:
         raise TreeError("two siblings carry the same token")
 
 

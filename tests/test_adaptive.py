@@ -15,6 +15,7 @@ from adaptive_spec.controllers.guard import HASTE, PATIENCE, PROBE_SHARE, Balanc
 from adaptive_spec.controllers.marginal import MarginalGain
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.controllers.ratio import BestRatio
+from adaptive_spec.controllers.trust import MOST, Trust
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.profilers.base import NullLatency
 from adaptive_spec.profilers.hardware import peaks
@@ -296,7 +297,7 @@ def test_the_going_rate_is_repriced_when_the_machine_changes() -> None:
 
 def test_the_guard_leaves_returns_and_says_why() -> None:
     guard = Guard()
-    losing, winning = Balance(0.2, 0.1, 0), Balance(0.2, 1.0, 1)
+    losing, winning = Balance(0.2, 0.2, 0.1, 0.1, 0), Balance(0.2, 0.2, 1.0, 1.0, 1)
     for _ in range(PATIENCE):
         assert guard.on
         guard.observe(losing)
@@ -316,12 +317,58 @@ def test_the_guard_leaves_returns_and_says_why() -> None:
 def test_values_that_are_plainly_wrong_are_noticed_in_haste() -> None:
     guard = Guard()
     for _ in range(2 * HASTE):
-        guard.observe(Balance(0.4, 4.0, 0))
+        guard.observe(Balance(0.1, 0.4, 4.0, 4.0, 0))
     assert not guard.on
     lucky = Guard()
     for accepted in [0, 3, 0, 8] * HASTE:  # as many as expected, unevenly
-        lucky.observe(Balance(0.4, 2.75, accepted))
+        lucky.observe(Balance(0.1, 0.4, 2.75, 2.75, accepted))
     assert lucky.on
+
+
+def test_cheap_drafts_are_looked_at_while_the_guard_is_off() -> None:
+    """Each disappointment doubles what a draft must promise; success brings drafting back."""
+    guard = Guard()
+    while guard.on:
+        guard.observe(Balance(0.005, 0.4, 1.0, 0.1, 0))
+    assert guard.drafts
+    assert not guard.due
+    bar, wait = guard.bar, guard._next_probe
+    guard.observe(Balance(0.005, 0.005, 0.0, 0.0, 0))  # looked at, nothing verified
+    assert (guard.bar, guard._next_probe) == (bar, wait - 1)
+    guard.observe(Balance(0.005, 0.4, 2.0, 1.0, 0))
+    assert guard.bar == 2 * bar
+    assert guard.successor().bar == bar
+    for _ in range(2):
+        guard.observe(Balance(0.005, 0.4, 2.0, 1.0, 4))
+    assert guard.on
+    dear = Guard()
+    while dear.on:
+        dear.observe(Balance(0.1, 0.4, 1.0, 0.1, 0))
+    assert not dear.drafts
+
+
+def test_trust_follows_what_came_of_promises() -> None:
+    trust = Trust()
+    assert trust.share == 1.0
+    for _ in range(100):
+        trust.observe(expected=1.0, accepted=0)
+    assert trust.share < 0.15
+    assert trust.share < trust.successor().share < 0.3  # half of the evidence
+    for _ in range(10):
+        trust.observe(expected=2.0, accepted=2)
+    assert trust.share > 0.8
+    for _ in range(100):
+        trust.observe(expected=1.0, accepted=5)
+    assert trust.share == MOST
+
+
+def test_overconfident_values_are_seen_through() -> None:
+    """A drafter claims 0.8 where 0.4 is true and no acceptance model is there to mend it."""
+    machine = Machine(slope=0.006)
+    text = steady(0.4, 0.8)
+    assert run(text, machine, 1500).rate(200) > 1.05 * plain_rate(machine)
+    believed = simulate(FixedBudget("10"), NullLatency(), lambda s: machine, text, 1500)
+    assert believed.rate() < 0.9 * plain_rate(machine)  # what 0.8 an edge would pay for
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "x", "", "1e999x"])

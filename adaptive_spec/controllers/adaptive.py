@@ -21,6 +21,7 @@ import numpy as np
 from adaptive_spec.controllers.guard import PROBE_COST, Balance, Guard
 from adaptive_spec.controllers.probes import TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
+from adaptive_spec.controllers.trust import Trust
 from adaptive_spec.profilers.base import Latency
 from adaptive_spec.types import Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
 
@@ -42,6 +43,7 @@ class Course:
 
     rate: GoingRate
     guard: Guard
+    trust: Trust
     asked: bool = False
     """Its own plan of this step asked for nodes."""
     draft_nodes: int = FIRST
@@ -53,6 +55,8 @@ class Course:
     draft_seconds: float = 0.0
     plain_seconds: float = 1.0
     """Predicted, at the last decision."""
+    promised: float = 0.0
+    """Draft tokens that the edges of the executed tree promise."""
 
 
 class Adaptive(ABC):
@@ -65,7 +69,7 @@ class Adaptive(ABC):
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         self._courses: dict[str, Course] = {}
-        self._probes, self._guard = TimeProbes(), Guard()
+        self._probes, self._guard, self._trust = TimeProbes(), Guard(), Trust()
         self._drafters: tuple[str, ...] = ()  # as last asked; their price is the latency model's
 
     @abstractmethod
@@ -91,7 +95,8 @@ class Adaptive(ABC):
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         courses = [self._course(offer.features.request) for offer in offers]
         packed = offers[0].features.packed
-        survival, owner = _ranked(offers)
+        shares = [course.trust.share for course in courses]
+        survival, owner = _ranked(offers, shares)
         largest = packed * max(course.rate.largest for course in courses)
         work = Work(
             nodes=np.arange(max(len(survival), largest, SPAN) + 1),
@@ -124,11 +129,15 @@ class Adaptive(ABC):
         """The policy's choice, unless guard or probes have another."""
         best, why = self.choose(tokens, seconds, theta)
         most, extra = len(seconds) - 1, seconds - seconds[0]
-        if not any(course.guard.on for course in courses):  # a probe is kept cheap
-            allowed = max(float(seconds[0]) * PROBE_COST, float(extra[min(1, most)]))
-            return min(max(best, 1), int(np.flatnonzero(extra <= allowed)[-1])), why
         if not most:
             return best, why
+        if not any(course.guard.on for course in courses):
+            if any(course.guard.due for course in courses):  # a probe is kept cheap
+                allowed = max(float(seconds[0]) * PROBE_COST, float(extra[1]))
+                return min(max(best, 1), int(np.flatnonzero(extra <= allowed)[-1])), f"probe: {why}"
+            surplus = tokens[best] - tokens[0] * (1.0 + extra[best] / seconds[0])
+            enough = surplus >= sum(course.guard.bar for course in courses)
+            return (best, f"a clear case: {why}") if enough else (0, courses[0].guard.words)
         tried = self._probes.size(best, tokens / max(theta, 1e-9), seconds)
         return (best, why) if tried == best else (tried, f"probe of what {tried} nodes cost; {why}")
 
@@ -144,8 +153,7 @@ class Adaptive(ABC):
     ) -> Decision:
         if not course.asked:
             why = course.guard.words
-        elif not course.guard.on:
-            why = f"probe: {why}"
+        course.promised = float(offer.survival[:size].sum())
         wanted = max(2 * size + LEAST, round(0.9 * course.draft_nodes))
         course.draft_nodes = min(wanted, MOST) if course.asked else course.draft_nodes
         others = seconds[best - size : best - size + len(offer.survival) + 1]
@@ -153,7 +161,7 @@ class Adaptive(ABC):
             size=size,
             reason=why,
             theta=rate,
-            expected_tokens=1.0 + float(offer.survival[:size].sum()),
+            expected_tokens=1.0 + course.trust.share * course.promised,
             expected_seconds=float(seconds[best]),
             predicted=tuple(others.tolist()),
         )
@@ -170,15 +178,18 @@ class Adaptive(ABC):
             course.rate.observe(outcome.emitted, round(total / packed), drafted)
             course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)
             course.guard.observe(_balance(outcome, course) if drafted else None)
+            if outcome.decision.size and not outcome.finished:
+                course.trust.observe(course.promised, outcome.emitted - 1)
 
     def finish(self, request: str) -> None:
         course = self._courses.pop(request, None)
-        self._guard = self._guard if course is None else course.guard
+        if course is not None:
+            self._guard, self._trust = course.guard, course.trust
 
     def _course(self, request: str) -> Course:
         if request not in self._courses:
-            guard = self._guard.successor()
-            self._courses[request] = Course(GoingRate(self._horizon), guard)
+            heirs = self._guard.successor(), self._trust.successor()
+            self._courses[request] = Course(GoingRate(self._horizon), *heirs)
         return self._courses[request]
 
 
@@ -189,13 +200,20 @@ def _balance(outcome: Outcome, course: Course) -> Balance | None:
     if predicted is None or expected is None or decision.size >= len(predicted):
         return None
     own = (predicted[decision.size] - predicted[0]) * packed
-    cost = (course.draft_seconds + own) / course.plain_seconds
-    return Balance(cost, expected - 1.0, outcome.emitted - 1)
+    draft, nodes = course.draft_seconds / course.plain_seconds, own / course.plain_seconds
+    cost, accepted = draft + nodes, outcome.emitted - 1
+    return Balance(draft, cost, course.promised, expected - 1.0, accepted)
 
 
-def _ranked(offers: Sequence[Offer]) -> tuple[Floats, Ints]:
-    """[N] survival of all nodes that may be verified, the likeliest first, and whose each is."""
-    alive = [offer.survival[: offer.largest] for offer in offers]
+def _ranked(offers: Sequence[Offer], shares: Sequence[float]) -> tuple[Floats, Ints]:
+    """[N] survival of all nodes that may be verified, the likeliest first, and whose each is.
+
+    Args:
+        shares: per request, what its survivals are to be multiplied by.
+    """
+    alive = [
+        offer.survival[: offer.largest] * share for offer, share in zip(offers, shares, strict=True)
+    ]
     if len(alive) == 1:
         return alive[0], np.zeros(len(alive[0]), dtype=np.int64)
     survival = np.concatenate(alive)

@@ -4,11 +4,12 @@ Choosing size 0 costs nothing, but the draft before it was paid for; and values 
 advantage over plain decoding is followed, in tokens per step: the surplus that was expected, less
 what expectations have proven to exceed the truth by. Drafting stops while that is negative. Below
 the executed size everything is known from the verified trees, so nothing is explored while drafting
-goes on; from 0 it takes probes, and those are bounded in time.
+goes on; from 0 it takes probes, and those are bounded in time. Where drafting costs next to nothing
+the drafts are looked at even so, and a clear case is verified at once.
 
 Hysteresis: leaving takes many steps, or a clear breach of what was expected; returning takes two
-probes, and at most one failure, that promise a surplus and realise one. At a break-even point the
-two states are thus far apart, and the pause doubles with every return that did not last.
+probes, hardly more failures in between, that promise a surplus and realise one. At a break-even
+point the two states are thus far apart, and the pause doubles with every return that did not last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-MEMORY, LONG_MEMORY = 32.0, 256.0
+MEMORY, LONG_MEMORY = 32.0, 64.0
 """Drafted steps over which the expected surplus is averaged, and its excess."""
 PATIENCE, HASTE = 16, 4
 """Drafted steps before a verdict; before one on values that are plainly too high."""
@@ -33,6 +34,9 @@ PROBE_SHARE, RAREST_PROBE = 0.005, 80
 rarer, good times would be missed."""
 SOON = 16
 """Steps that another text has to wait for its first probe, at most."""
+LOOK_COST = 0.01
+"""Cost of drafting, as a share of a plain step, up to which drafts are looked at all the time: they
+are verified only if they promise a ``CLEAR`` surplus."""
 PROBE_COST = 0.1
 """What the nodes of a probe may cost, as a share of a plain step; one node is verified at any
 price, or nobody would learn what it costs."""
@@ -42,10 +46,14 @@ price, or nobody would learn what it costs."""
 class Balance:
     """What drafting brought in one step, in tokens; time is priced at the plain rate."""
 
+    draft: float
+    """Cost of drafting."""
     cost: float
     """Of drafting and of the nodes verified."""
+    promised: float
+    """Draft tokens that the verified edges promised."""
     expected: float
-    """Draft tokens that were expected to be accepted."""
+    """Draft tokens that were expected to be accepted, after what became of earlier promises."""
     accepted: int
 
     @property
@@ -66,6 +74,11 @@ class Guard:
         self.on = True
         self.lost = 0.0
         """Tokens per step that drafting cost more than it brought when it was stopped."""
+        self.looks = False
+        """Drafting is so cheap that it goes on while nothing is verified."""
+        self.bar = CLEAR
+        """Surplus that a draft must promise to be verified while drafting is off and no probe due;
+        doubles with every disappointment."""
         self._since, self._pause = 0, PAUSE
         self._next_probe, self._hits, self._misses = 0, 0, 0
         self._reset()
@@ -80,17 +93,23 @@ class Guard:
         heir._seen = min(self._seen // 2, PATIENCE // 2)
         heir._surplus, heir._accepted = self._surplus, self._accepted
         heir._expected = self._expected
-        heir._next_probe = min(self._next_probe, SOON)
+        heir._next_probe, heir.looks = min(self._next_probe, SOON), self.looks
+        heir.bar = max(self.bar / 2, CLEAR)
         return heir
 
     @property
     def drafts(self) -> bool:
-        """True if this step should draft: drafting is on, or a probe is due."""
-        return self.on or self._next_probe <= 0
+        """True if this step should draft."""
+        return self.on or self.looks or self.due
+
+    @property
+    def due(self) -> bool:
+        """True if drafting is off and this step is a probe."""
+        return not self.on and self._next_probe <= 0
 
     @property
     def words(self) -> str:
-        """Why nothing is drafted."""
+        """Why nothing is verified."""
         return (
             f"guard: plain decoding, drafting had been losing {self.lost:.3f} tokens a step; "
             f"next probe in {max(self._next_probe, 0)} steps"
@@ -98,13 +117,13 @@ class Guard:
 
     def observe(self, balance: Balance | None) -> None:
         """One step; ``balance`` is None if nothing was drafted."""
-        self._since += 1
-        self._next_probe -= 1
+        due, self._since, self._next_probe = self.due, self._since + 1, self._next_probe - 1
         if balance is None:
             return
+        self.looks = balance.draft <= LOOK_COST
         if self.on:
             self._follow(balance)
-        else:
+        elif due or balance.cost > balance.draft:
             self._probed(balance)
 
     def _follow(self, balance: Balance) -> None:
@@ -128,14 +147,15 @@ class Guard:
         self._next_probe = round(min(max(cost / PROBE_SHARE, 1.0), float(RAREST_PROBE)))
 
     def _probed(self, balance: Balance) -> None:
-        """Probes go on until two have paid, or two have not."""
+        """Probes go on until two have paid, or two more have not than have."""
         needed = WEAK if self._since >= self._pause else CLEAR
-        paid = balance.surplus > needed and balance.advantage > 0
+        paid = balance.promised - balance.cost > needed and balance.advantage > 0
         self._hits, self._misses = self._hits + paid, self._misses + (not paid)
         self._next_probe = 0
         if self._hits == 2:
-            self.on, self._since = True, 0
+            self.on, self._since, self.bar = True, 0, CLEAR
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self._reset()
-        elif self._misses == 2 or self._hits == 0:
+        elif self._misses == self._hits + 2 or self._hits == 0:
+            self.bar *= 2
             self._pause_probes(balance.cost * (self._hits + self._misses))

@@ -59,6 +59,7 @@ class OnlineAcceptance:
     """Calibrates drafters online. Implements ``profilers.base.Acceptance``.
 
     Args:
+        every: verified trees to wait for before learning from all of them at once: less work.
         drafters: names, in the order that ``CandidateTree.drafter`` counts them. An index outside
             the list is learned about too, all such under one hat.
 
@@ -66,12 +67,13 @@ class OnlineAcceptance:
         ignored: labels that were no probabilities, or came with nodes that had none.
     """
 
-    def __init__(self, drafters: Sequence[str]) -> None:
-        self.names = tuple(drafters)
+    def __init__(self, drafters: Sequence[str], *, every: int = 1) -> None:
+        self.names, self._every = tuple(drafters), every
         self.ignored = 0
         self._models = [_edge_model() for _ in range(len(self.names) + 1)]
         self._pool = _pool_model(len(self.names))
         self._rows: dict[int, tuple[CandidateTree, float, Floats]] = {}  # of trees to be judged
+        self._verdicts: list[tuple[Floats, Ints, Floats, Floats]] = []  # not learned from yet
 
     def calibrate(self, tree: CandidateTree, temperature: float) -> Floats:
         """[N] probability that node i is the target's choice, given its parent."""
@@ -112,8 +114,15 @@ class OnlineAcceptance:
             return
         if known is not tree or heat_then != heat:
             rows = _edge_rows(tree, heat)
-        rows, chosen, weight = rows[use], chosen[use], weight[use]
-        for model, part in self._by_drafter(tree.drafter[use]):
+        self._verdicts.append((rows[use], tree.drafter[use], chosen[use], weight[use]))
+        if len(self._verdicts) >= self._every:
+            self._learn()
+
+    def _learn(self) -> None:
+        """Take in the verdicts that have come together."""
+        rows, drafter, chosen, weight = map(np.concatenate, zip(*self._verdicts, strict=True))
+        self._verdicts.clear()
+        for model, part in self._by_drafter(drafter):
             model.update(rows[part], chosen[part], weight[part])
 
     def observe_combined(
@@ -131,6 +140,8 @@ class OnlineAcceptance:
 
     def state(self) -> dict[str, Any]:
         """Everything that was learned, as plain JSON values."""
+        if self._verdicts:
+            self._learn()
         return {
             "version": VERSION,
             "drafters": list(self.names),
@@ -161,6 +172,7 @@ class OnlineAcceptance:
             model.restore(saved, f"models[{place}]")
         pool.restore(state.get("pool", {}), "pool")
         self._models, self._pool, self.ignored = models, pool, ignored
+        self._verdicts.clear()
 
     def _by_drafter(self, drafter: Ints) -> Iterator[tuple[Logistic, Bools | slice]]:
         """Each model with its nodes: a slice where one drafter proposed them all."""
