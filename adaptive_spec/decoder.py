@@ -11,6 +11,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -28,10 +29,11 @@ from adaptive_spec.isolation import Faults, WalledLatency
 from adaptive_spec.online.base import Learner, NoUpdate
 from adaptive_spec.profilers.base import Acceptance, Latency, NullAcceptance, NullLatency
 from adaptive_spec.profilers.clock import Clock, Laps, device_timer, monotonic
+from adaptive_spec.recovering import recover
 from adaptive_spec.reporting import Reporter
 from adaptive_spec.requests import Requests
 from adaptive_spec.selfcheck import self_check
-from adaptive_spec.session import Rules, Session
+from adaptive_spec.session import Rules, Session, stream
 from adaptive_spec.share import Share
 from adaptive_spec.stopping import Finish
 from adaptive_spec.target import Target
@@ -124,11 +126,12 @@ class Decoder:
         laps.mark("sample")
         self._commit(shares, check)
         if not check.finite.all():
-            self._recover(shares, check, laps)
+            again = partial(self._again, laps=laps)
+            self._end(recover(shares, check, self.requests, again, self._commit))
         self._report(shares, check, self._seconds(laps, drafts), group)
         self._update_seconds = self.reporter.between_steps(NEVER, self.clock)
         self._end([session for session in sessions if session.finished])
-        _stream(sessions)
+        stream(sessions)
         return [share.verdict.tokens for share in shares]
 
     def _check(self, sessions: Sequence[Session]) -> None:
@@ -179,34 +182,12 @@ class Decoder:
             for fault in words:
                 share.blame(fault)
 
-    def _recover(self, shares: Sequence[Share], check: Verification, laps: Laps) -> None:
-        """After non-finite logits: clean the pool, then retry plainly and alone who got nothing.
-
-        A masked NaN in K or V still poisons attention (0 x NaN), so free slots are cleared first,
-        and a request whose own state is non-finite ends before its neighbours try again.
-        """
-        self.cache.zero(s for s in check.batch.slots.tolist() if self._pool.owner[s] < 0)
-        sick = self.requests.fail_owners(self.cache.purge(), "non-finite keys or values")
-        ours = {id(share.session) for share in shares}
-        self._end([session for session in sick if id(session) not in ours])
-        for share in shares:
-            session = share.session
-            if not share.verdict.poisoned or share.verdict.tokens or session.finished:
-                continue
-            share.retry_plainly()
-            try:
-                again = verify(self.target, self.cache, [share], laps, self._timer, self._filling)
-                judge(share, again, self.clock() - session.started)
-            except Exception as error:  # the neighbours' tokens are committed: no way back
-                session.error = error
-                self.requests.fail(session, f"retry: {type(error).__name__}: {error}")
-                continue
-            laps.mark("sample")
-            if share.verdict.poisoned:
-                self.cache.zero(again.batch.slots.tolist())
-                self.requests.fail(session, f"non-finite logits at position {len(session.tokens)}")
-            else:
-                self._commit([share], again)
+    def _again(self, share: Share, laps: Laps) -> Verification:
+        """A forward and a verdict for one request alone."""
+        check = verify(self.target, self.cache, [share], laps, self._timer, self._filling)
+        judge(share, check, self.clock() - share.session.started)
+        laps.mark("sample")
+        return check
 
     def _seconds(self, laps: Laps, drafts: tuple[tuple[str, float], ...]) -> StepSeconds:
         """The step's seconds; reporting the step before counts as this one's host time."""
@@ -303,15 +284,3 @@ class Decoder:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _stream(sessions: Sequence[Session]) -> None:
-    """Feed every streamer; a consumer that raises does not cost the others their tokens."""
-    problems: list[BaseException] = []
-    for session in sessions:
-        try:
-            session.stream()
-        except BaseException as problem:
-            problems.append(problem)
-    if problems:
-        raise problems[0]

@@ -6,22 +6,17 @@ arguments mean what they mean there; what cannot be honoured is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
-from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from adaptive_spec.arguments import (
-    check_inputs,
-    check_model_inputs,
-    check_supported,
-    check_values,
-)
+from adaptive_spec.arguments import check_values
 from adaptive_spec.build import build_drafters, build_log, build_models, save_models
+from adaptive_spec.calls import Call, checked, prepared
 from adaptive_spec.config import ConfigLike, load_config
 from adaptive_spec.decoder import Decoder
 from adaptive_spec.drafters.base import Drafter
@@ -29,20 +24,9 @@ from adaptive_spec.drafters.registry import DraftContext
 from adaptive_spec.errors import ArgumentError, CacheError, DecodingError, UnsupportedError
 from adaptive_spec.models import load
 from adaptive_spec.outputs import assemble
-from adaptive_spec.row_rules import row_rules, stop_string_criteria, without_stop_strings
-from adaptive_spec.sampling import derive_seed
-from adaptive_spec.session import Rules, Session
+from adaptive_spec.row_rules import stop_string_criteria
+from adaptive_spec.session import Session
 from adaptive_spec.target import Target, refuse
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call as transformers prepared it, one entry of ``rules`` and ``prompts`` per row."""
-
-    input_ids: torch.Tensor
-    prompts: list[list[int]]
-    rules: list[Rules]
-    options: Any
 
 
 class AdaptiveDecoder(Decoder):
@@ -109,7 +93,8 @@ class AdaptiveDecoder(Decoder):
             ArgumentError: a value out of range; UnsupportedError: an argument that is refused.
             DecodingError: the target failed; ``sequences`` holds what was verified.
         """
-        kwargs, cap = self._checked(inputs, seed, kwargs, tokenizer)
+        vocab = self.target.architecture.vocab
+        kwargs, cap = checked(inputs, seed, kwargs, tokenizer, vocab)
         call = _Bound(self, streamer=streamer, seed=seed, cap=cap)
         return self.target.model.generate(inputs, custom_generate=call, **kwargs)
 
@@ -178,7 +163,8 @@ class AdaptiveDecoder(Decoder):
         if ids.dim() > 2 or (ids.dim() == 2 and ids.shape[0] != 1):
             raise ArgumentError("input_ids", tuple(ids.shape), "a session takes one prompt")
         kwargs.setdefault("attention_mask", torch.ones_like(row))
-        kwargs, cap = self._checked(row, seed, kwargs, tokenizer)
+        vocab = self.target.architecture.vocab
+        kwargs, cap = checked(row, seed, kwargs, tokenizer, vocab)
         if (kwargs.get("num_return_sequences") or 1) > 1:
             raise UnsupportedError("num_return_sequences: start one session per sequence")
         capture = _Capture(self, seed=seed, cap=cap)
@@ -191,81 +177,7 @@ class AdaptiveDecoder(Decoder):
 
     # -- shared ------------------------------------------------------------------------------
 
-    def _checked(
-        self, inputs: Any, seed: int | None, kwargs: dict[str, Any], tokenizer: Any
-    ) -> tuple[dict[str, Any], int | None]:
-        """Refuse bad arguments; returns what to hand to transformers, and a cap of 0 if asked."""
-        if inputs is None and kwargs.get("input_ids") is None:
-            raise ArgumentError("input_ids", None, "a prompt needs at least one token")
-        ids = inputs if inputs is not None else kwargs["input_ids"]
-        if isinstance(ids, torch.Tensor) and ids.shape[-1] == 0:
-            raise ArgumentError("input_ids", [], "a prompt needs at least one token")
-        options = kwargs.get("generation_config")
-        given = {k: v for k, v in vars(options).items() if v is not None} if options else {}
-        values = {**given, **kwargs, "seed": seed}
-        check_inputs(kwargs)
-        check_supported(values)
-        check_values(values, self.target.architecture.vocab)
-        passed = dict(kwargs)
-        strings = passed.pop("stop_strings", None) or getattr(options, "stop_strings", None)
-        if strings:
-            if options is not None and options.stop_strings is not None:
-                passed["generation_config"] = without_stop_strings(options)
-            mine = stop_string_criteria(strings, tokenizer)
-            passed["stopping_criteria"] = StoppingCriteriaList(
-                [*(passed.get("stopping_criteria") or []), *mine]
-            )
-        if passed.get("max_new_tokens") == 0:
-            return {**passed, "max_new_tokens": 1}, 0
-        return passed, None
-
-    def prepared(
-        self,
-        input_ids: torch.Tensor,
-        processors: Any,
-        criteria: Sequence[Any],
-        options: Any,
-        seed: int | None,
-        cap: int | None,
-        inputs: Mapping[str, Any],
-    ) -> _Call:
-        """Split a prepared batch into requests; refuses what cannot be honoured."""
-        facts = self.target.architecture
-        check_model_inputs(inputs)
-        check_supported(vars(options))
-        model_default = {"top_k"}  # transformers clamps its own default to the vocabulary
-        named = {k: v for k, v in vars(options).items() if k not in model_default}
-        check_values({**named, "seed": seed}, facts.vocab)
-        mask = inputs.get("attention_mask")
-        seen = torch.ones_like(input_ids) if mask is None else mask
-        if seen.shape != input_ids.shape:
-            raise ArgumentError("attention_mask", tuple(seen.shape), "expected [rows, tokens]")
-        places = (seen.long().cumsum(-1) - 1).clamp(min=0)
-        positions = inputs.get("position_ids")
-        if positions is not None and not torch.equal(positions[seen != 0], places[seen != 0]):
-            raise UnsupportedError("position_ids other than a count of the unmasked tokens")
-        if options.do_sample and seed is None:
-            seed = int(torch.randint(0, 2**63 - 1, ()))
-        rows = len(input_ids)
-        prompts = [ids[on != 0].tolist() for ids, on in zip(input_ids, seen, strict=True)]
-        rules = [
-            row_rules(
-                padded=input_ids[row],
-                prompt=prompts[row],
-                row=row,
-                rows=rows,
-                processors=processors,
-                criteria=criteria,
-                options=options,
-                seed=derive_seed(seed, row) if options.do_sample and seed is not None else None,
-                context_limit=facts.context_limit,
-                cap=cap,
-            )
-            for row in range(rows)
-        ]
-        return _Call(input_ids, prompts, rules, options)
-
-    def decode(self, call: _Call, streamer: Any) -> Any:
+    def decode(self, call: Call, streamer: Any) -> Any:
         """Decode all rows packed together and return what transformers would return."""
         if streamer is not None:
             if len(call.prompts) > 1:
@@ -315,7 +227,7 @@ class _Bound:
     ) -> Any:
         if model is not self.decoder.target.model:
             raise UnsupportedError("this decoder was made for another model object")
-        call = self.decoder.prepared(
+        call = prepared(
             input_ids,
             logits_processor,
             [*stopping_criteria, *self.criteria],
@@ -323,10 +235,11 @@ class _Bound:
             self.seed if seed is None else seed,
             self.cap,
             model_kwargs,
+            self.decoder.target.architecture,
         )
         return self.run(call)
 
-    def run(self, call: _Call) -> Any:
+    def run(self, call: Call) -> Any:
         return self.decoder.decode(call, self.streamer)
 
 
@@ -334,9 +247,9 @@ class _Bound:
 class _Capture(_Bound):
     """Keeps the prepared call instead of decoding it."""
 
-    call: _Call | None = None
+    call: Call | None = None
 
-    def run(self, call: _Call) -> Any:
+    def run(self, call: Call) -> Any:
         self.call = call
         return call.input_ids
 

@@ -191,3 +191,15 @@ class Session:
         self.past_steps += self.stats.steps
         self.stats, self.recorded = RequestStats(), False
         self.scores, self.logits = [], []
+
+
+def stream(sessions: Sequence[Session]) -> None:
+    """Feed every streamer; a consumer that raises does not cost the others their tokens."""
+    problems: list[BaseException] = []
+    for session in sessions:
+        try:
+            session.stream()
+        except BaseException as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0]

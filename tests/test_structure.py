@@ -26,8 +26,8 @@ FLOORS = {
     "log_reader drafters.automaton drafters.coupling drafters.pairing merging",
     3: "cache target selfcheck heads.* kernels.*",
     4: "drafters.* online.* config session requests drafting valuing deciding verifying reporting "
-    "isolation share decoder build calibrating",
-    5: "hf arguments row_rules outputs cli.* bench.* testing.* training.* models fetching "
+    "isolation share recovering decoder build calibrating",
+    5: "hf calls arguments row_rules outputs cli.* bench.* testing.* training.* models fetching "
     "conversion user_cache prompts",
 }
 """Floor -> modules; a name beats a star."""

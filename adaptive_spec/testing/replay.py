@@ -1,0 +1,171 @@
+"""Recorded texts on a machine on paper: the whole decoder at the speed of the host.
+
+Greedy text is a fixed function of its prompt, so a recorded output can be decoded again without the
+model: the target answers from the record, and its clock moves by what a forward of that many rows
+takes on the machine in question. Drafters, acceptance, latency model, policy and guard are the real
+ones. Policies are thus compared on real text without a machine's noise, in seconds; what replay
+does not know is what the target would say off the recorded path (it says nothing there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from adaptive_spec.build import build_drafters, build_models
+from adaptive_spec.cache import SlotCache
+from adaptive_spec.config import load_config
+from adaptive_spec.decoder import Decoder
+from adaptive_spec.drafters.registry import DraftContext
+from adaptive_spec.packing import PackedBatch
+from adaptive_spec.sampling import Sampler
+from adaptive_spec.session import Rules
+from adaptive_spec.stopping import Stopping
+from adaptive_spec.target import Target, Verified
+from adaptive_spec.testing.simulator import SMALL
+
+HOST, DRAFT = 0.0013, 0.0004
+"""Seconds of a step's host work, and of asking a drafter."""
+ELSEWHERE = 0
+"""The target's token off the path: none of a recorded text, whose ids start at 1."""
+
+Curve = Callable[[int], float]
+"""Rows of a forward -> seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A prompt and what a model answered, greedily. Ids start at 1."""
+
+    prompt: Sequence[int]
+    output: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a policy made of some texts."""
+
+    tokens: int
+    steps: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def acceptance_length(self) -> float:
+        return self.tokens / self.steps
+
+
+class RecordTarget:
+    """Stands in for ``Target``: answers from the text it is shown, one request at a time.
+
+    Args:
+        vocab: one more than the largest id.
+        noise: standard deviation of log seconds, drawn anew for every forward.
+    """
+
+    def __init__(self, vocab: int, curve: Curve, noise: float, seed: int) -> None:
+        self.architecture = replace(SMALL, vocab=vocab)
+        self.device = torch.device("cpu")
+        self.text = np.empty(0, dtype=np.int64)
+        self.now = 0.0
+        self._curve, self._noise, self._luck = curve, noise, np.random.default_rng(seed)
+
+    def clock(self) -> float:
+        return self.now
+
+    def prepare(self, cache: SlotCache, batch: PackedBatch) -> dict[str, Any]:
+        cache.aim(batch.slots, self.device)
+        self.now += HOST
+        return {"batch": batch}
+
+    def run(self, inputs: dict[str, Any], *, last_only: bool = False) -> Verified:
+        """Logits [M, V], 1 for the next token of the record and 0 elsewhere."""
+        batch: PackedBatch = inputs["batch"]
+        (part,) = batch.parts
+        wrong = part.tokens != self.text[part.positions]
+        lost = (part.sees & wrong).any(axis=1)
+        after = self.text[np.minimum(part.positions + 1, len(self.text) - 1)]
+        logits = torch.zeros(len(batch.tokens), self.architecture.vocab)
+        answer = torch.from_numpy(np.where(lost, ELSEWHERE, after))
+        logits[torch.arange(len(answer)), answer] = 1.0
+        if last_only:  # prefill is free
+            return Verified(logits[-1:], {})
+        self.now += self._curve(len(batch.tokens)) * float(
+            np.exp(self._luck.normal(0.0, self._noise))
+        )
+        return Verified(logits, {})
+
+    def close(self) -> None: ...
+
+
+def replay(
+    texts: Sequence[Recorded],
+    policy: str,
+    curve: Curve,
+    *,
+    overrides: Sequence[str] = (),
+    noise: float = 0.1,
+    seed: int = 0,
+) -> Replayed:
+    """Decode ``texts`` one after the other with one decoder.
+
+    Args:
+        overrides: of the default config, as ``section.field=value``.
+
+    Raises:
+        AssertionError: the decoder wrote another text.
+    """
+    vocab = 1 + max(max(*text.prompt, *text.output) for text in texts)
+    target = RecordTarget(vocab, curve, noise, seed)
+    config = load_config(None, [*overrides, f"policy={policy}", "self_check=false"])
+    context = DraftContext(None, _no_model, lambda: None)
+    drafters = build_drafters(config, context)
+    for drafter in drafters:
+        _charge(drafter, target)
+    names = [drafter.name for drafter in drafters]
+    latency, acceptance = build_models(config, target.architecture, 1, names)
+    decoder = Decoder(
+        cast(Target, target),
+        config,
+        drafters,
+        latency=latency,
+        acceptance=acceptance,
+        clock=target.clock,
+    )
+    steps = 0
+    for text in texts:
+        target.text = np.array([*text.prompt, *text.output], dtype=np.int64)
+        stopping = Stopping(
+            max_new_tokens=len(text.output),
+            context_limit=SMALL.context_limit,
+            prompt_length=len(text.prompt),
+        )
+        session = decoder.open_session(list(text.prompt), Rules(Sampler(), stopping))
+        while not session.finished:
+            decoder.step([session])
+            steps += 1
+        assert session.generated == list(text.output), "another text was decoded"
+        session.close()
+    return Replayed(sum(len(text.output) for text in texts), steps, target.now)
+
+
+def _charge(drafter: Any, target: RecordTarget) -> None:
+    """Let every proposal take its time."""
+    propose = drafter.propose
+
+    def timed(*args: Any) -> Any:
+        target.now += DRAFT
+        return propose(*args)
+
+    drafter.propose = timed
+
+
+def _no_model(name: str) -> tuple[Any, Any]:
+    raise NotImplementedError("replay has no draft models")

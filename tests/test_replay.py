@@ -1,0 +1,58 @@
+"""Policies on recorded text: source code of this package stands in for a model's output."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adaptive_spec.testing.replay import Curve, Recorded, replay
+
+SOURCE = Path(__file__).parent.parent / "adaptive_spec"
+FIXED = ("fixed:4", "fixed:8", "fixed:16", "fixed:32")
+
+
+@cache
+def texts() -> list[Recorded]:
+    """Files as tokens: two thirds are the prompt, what follows is to be decoded."""
+    ids: dict[str, int] = {}
+    found = []
+    for path in sorted(SOURCE.glob("*.py"))[:24]:
+        words = re.findall(r"\w+|[^\w ]| +", path.read_text(encoding="utf-8"))[:400]
+        tokens = [ids.setdefault(word, len(ids) + 1) for word in words]
+        if len(tokens) == 400:
+            found.append(Recorded(tokens[:270], tokens[270:]))
+    return found
+
+
+def stairs(*points: tuple[int, float]) -> Curve:
+    rows, seconds = zip(*points, strict=True)
+    return lambda size: float(np.interp(size, rows, seconds))
+
+
+FLAT = stairs((1, 0.046), (2, 0.050), (8, 0.055), (17, 0.065), (33, 0.090), (65, 0.133))
+STEEP = stairs((1, 0.066), (2, 0.071), (4, 0.100), (8, 0.134), (33, 0.171), (65, 0.285))
+JUMP = stairs((1, 0.075), (2, 0.122), (17, 0.128), (33, 0.165), (65, 0.230))
+"""Curves as measured on CPUs: bfloat16, and float32 on two machines."""
+
+
+@pytest.mark.parametrize(("curve", "margin"), [(FLAT, 0.99), (STEEP, 1.02), (JUMP, 1.02)])
+def test_marginal_is_at_least_as_fast_as_the_best_fixed_budget(curve: Curve, margin: float) -> None:
+    assert len(texts()) > 10
+    ours = replay(texts(), "marginal", curve).tokens_per_second
+    best = max(replay(texts(), policy, curve).tokens_per_second for policy in FIXED)
+    assert ours > margin * best
+    assert ours > 1.1 * replay(texts(), "plain", curve).tokens_per_second
+
+
+def test_replay_charges_what_the_curve_says() -> None:
+    some = texts()[:2]
+    done = replay(some, "plain", lambda rows: 0.05, noise=0.0)
+    assert done.acceptance_length == 1.0
+    assert done.seconds == pytest.approx(done.steps * (0.05 + 0.0013), rel=0.05)
+    dear = replay(some, "fixed:8", lambda rows: 0.05 * rows, noise=0.0, overrides=["tree.sizes=[]"])
+    assert dear.tokens_per_second < done.tokens_per_second
+    assert dear.acceptance_length > 1.2
