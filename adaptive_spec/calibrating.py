@@ -14,6 +14,7 @@ import torch
 
 from adaptive_spec.cache import SlotCache, SlotPool
 from adaptive_spec.drafters.base import CandidateTree
+from adaptive_spec.filling import Filling, default_sizes
 from adaptive_spec.packing import chain_part, pack, tree_part
 from adaptive_spec.profilers.clock import Clock, monotonic
 from adaptive_spec.profilers.latency import LiveLatency
@@ -22,7 +23,7 @@ from adaptive_spec.types import StepSeconds, Work
 
 SIZES = (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 LIVE_SIZES = (0, 1, 2, 4, 8, 12, 16, 24, 32)
-"""What decoding would execute on its way: the live model is judged on these."""
+"""What decoding would ask for on its way: the live model is judged on what is executed for it."""
 CONTEXTS = (128, 512, 1024)
 REPEATS, WARM_UP = 9, 2
 CHUNK = 512
@@ -35,7 +36,7 @@ class Stand:
     """A target with a pool of one request, on which single forwards are timed."""
 
     def __init__(self, target: Target, clock: Clock = monotonic, seed: int = 0) -> None:
-        facts = target.architecture
+        self.facts = facts = target.architecture
         self._target, self._clock = target, clock
         self._draw = np.random.default_rng(seed)
         self._pool = SlotPool(64, facts.context_limit)
@@ -104,17 +105,18 @@ def live_errors(
     medians of seven timings per size that were taken between those steps.
     """
     draw = np.random.default_rng(seed)
-    sizes = draw.choice(LIVE_SIZES, size=max(steps))
+    executed = np.unique(Filling(default_sizes(stand.facts)).up(np.array(LIVE_SIZES)))
+    sizes = draw.choice(executed, size=max(steps))
     guesses: list[np.ndarray] = []
-    truth: dict[int, list[float]] = {size: [] for size in LIVE_SIZES}
-    work = Work(np.array(LIVE_SIZES), requests=1, context=stand.context)
+    truth: dict[int, list[float]] = {size: [] for size in executed.tolist()}
+    work = Work(executed, requests=1, context=stand.context)
     for step, size in enumerate(sizes.tolist(), start=1):
         seconds = StepSeconds(verify=stand.seconds(size))
         latency.observe(Work(np.array([size]), 1, stand.context), seconds)
         if step in steps:
             guesses.append(latency.predict(work).verify)
         if step % (max(steps) // 7) == 0:
-            for other in draw.permutation(LIVE_SIZES).tolist():
+            for other in draw.permutation(executed).tolist():
                 truth[other].append(stand.seconds(other))
-    medians = np.array([median(truth[size]) for size in LIVE_SIZES])
+    medians = np.array([median(truth[size]) for size in executed.tolist()])
     return [float(np.abs(guess / medians - 1.0).mean()) for guess in guesses]

@@ -46,7 +46,7 @@ def checked(
     """
     ids = kwargs.get("input_ids") if inputs is None else inputs
     if ids is None or (isinstance(ids, torch.Tensor) and ids.shape[-1] == 0):
-        empty = None if ids is None else []
+        empty: list[int] | None = None if ids is None else []
         raise ArgumentError("input_ids", empty, "a prompt needs at least one token")
     options = kwargs.get("generation_config")
     given = {k: v for k, v in vars(options).items() if v is not None} if options else {}

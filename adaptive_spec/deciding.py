@@ -182,12 +182,14 @@ def _clamped_decision(decision: Decision, offer: Offer) -> Decision:
 
 def _resized(decision: Decision, size: int, offer: Offer, reason: str) -> Decision:
     """The decision for another size, with what is to be expected of that."""
-    predicted, tokens = decision.predicted, 1.0 + float(offer.survival[:size].sum())
+    predicted, expected = decision.predicted, decision.expected_tokens
+    before = float(offer.survival[: decision.size].sum())
+    kept = float(offer.survival[:size].sum()) / before if before else 0.0
     return replace(
         decision,
         size=size,
         reason=reason,
-        expected_tokens=None if decision.expected_tokens is None else tokens,
+        expected_tokens=None if expected is None else 1.0 + (expected - 1.0) * kept,
         expected_seconds=predicted[size] if predicted and size < len(predicted) else None,
     )
 

@@ -80,3 +80,15 @@ class CalibrationError(AdaptiveSpecError, ValueError):
         way_out = "run `adaptive-spec calibrate` to measure again"
         super().__init__(f"calibration field {field!r}: {problem}; {way_out}")
         self.field, self.problem = field, problem
+
+
+class HeadError(AdaptiveSpecError, ValueError):
+    """A draft head whose config or weights are not sound, or not for this target."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"head: {field}={value!r}: {allowed}")
+        self.field = field
+
+
+class TrainingError(AdaptiveSpecError, RuntimeError):
+    """Training cannot begin or go on: no data, no room on the disk, another target."""

@@ -27,6 +27,7 @@ class Filling:
 
     def __init__(self, sizes: Iterable[int] = ()) -> None:
         self._sizes = np.unique([0, *sizes])
+        self._most: int | None = None
 
     def up(self, nodes: Ints) -> Ints:
         """[n] the least executable sizes that hold ``nodes`` [n]."""
@@ -34,7 +35,14 @@ class Filling:
             return nodes
         place = np.searchsorted(self._sizes, nodes)
         inside = self._sizes[np.minimum(place, len(self._sizes) - 1)]
-        return np.where(place < len(self._sizes), inside, nodes)
+        fits = place < len(self._sizes)
+        if self._most is not None:
+            fits &= inside < self._most
+        return np.where(fits, inside, nodes)
+
+    def refuse(self, nodes: int) -> None:
+        """There was no memory for ``nodes``: trees are not filled up to that many any more."""
+        self._most = nodes if self._most is None else min(self._most, nodes)
 
     def missing(self, nodes: int) -> int:
         """Rows to add to a forward of ``nodes`` draft nodes."""

@@ -41,7 +41,7 @@ class LogReader:
     """
 
     def __init__(self, path: str | os.PathLike[str], rotated: bool = False) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self.rotated = rotated
         self.skipped = 0
         """Lines that are no record: torn, not JSON, too long, of an unknown kind or schema."""

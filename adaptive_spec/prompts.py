@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -174,7 +175,7 @@ def _published(found: Suite, progress: Progress) -> list[str]:
 
 
 def _from_file(name: str) -> Iterator[Prompt]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):

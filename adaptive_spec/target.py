@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from adaptive_spec.attention import Grouped
 from adaptive_spec.cache import SlotCache
 from adaptive_spec.errors import UnsupportedError
 from adaptive_spec.packing import PackedBatch, visible
@@ -55,11 +56,12 @@ class Target:
         self._kinds = sorted(set(self._layer_types or [_single_kind(model)]))
         self._window = next((w for w in self.architecture.windows if w is not None), None)
         self._additive = model.config._attn_implementation == "eager"
+        self._attention = Grouped(model)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._tapped: dict[int, torch.Tensor] | None = None  # filled by the hooks of a run
         self._hooks = [
             layers[layer].register_forward_hook(self._tap(layer))
-            for layers in [_decoder_layers(model)]
+            for layers in [decoder_layers(model)]
             for layer in _checked_taps(taps, len(layers))
         ]
 
@@ -98,7 +100,8 @@ class Target:
         tapped: dict[int, torch.Tensor] = {}
         self._tapped = tapped
         try:
-            logits = self.model(**inputs, **options).logits[0]
+            with self._attention():
+                logits = self.model(**inputs, **options).logits[0]
         finally:
             self._tapped = None
         return Verified(logits=logits[-1:] if last_only else logits, taps=tapped)
@@ -217,13 +220,32 @@ def _single_kind(model: Any) -> str:
     return SLIDING if getattr(model.config.get_text_config(), "sliding_window", None) else FULL
 
 
-def _decoder_layers(model: Any) -> nn.ModuleList:
+def decoder_layers(model: Any) -> nn.ModuleList:
     """The list of decoder layers, found by its length."""
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise UnsupportedError(f"{model.config.model_type}: no list of {count} decoder layers found")
+
+
+def head_facts(model: Any) -> dict[str, Any]:
+    """What a draft head takes over from ``model``: shapes of its layers, rotary base, norms."""
+    facts, config = describe(model), model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    plain = rope if "rope_theta" in rope else rope.get(FULL, {})
+    scale = getattr(model.get_input_embeddings(), "embed_scale", 1.0)
+    return {
+        "hidden": facts.hidden,
+        "vocab": facts.vocab,
+        "heads": facts.heads,
+        "kv_heads": facts.kv_heads,
+        "head_dim": facts.head_dim,
+        "intermediate": facts.intermediate,
+        "rope_theta": float(plain.get("rope_theta", 10_000.0)),
+        "norm_eps": float(getattr(config, "rms_norm_eps", 1e-5)),
+        "embed_scale": float(scale),
+    }
 
 
 def _checked_taps(taps: Sequence[int], layers: int) -> list[int]:

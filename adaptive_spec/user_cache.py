@@ -40,7 +40,7 @@ def silent(stage: str, fraction: float | None) -> None:
 def cache_home() -> Path:
     """The user's cache folder of this package (it need not exist yet)."""
     if chosen := os.environ.get(HOME_VARIABLE):
-        return Path(chosen).expanduser().absolute()
+        return Path(os.path.expanduser(chosen)).absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says that a relative value is to be ignored.
     root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"

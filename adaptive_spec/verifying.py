@@ -49,7 +49,8 @@ def verify(
     timer: Timer,
     filling: Filling,
 ) -> Verification:
-    """One packed forward; if memory runs out, again with halved trees, down to plain decoding.
+    """One packed forward; if memory runs out, again without rows of nobody, then with halved trees,
+    down to plain decoding.
 
     Args:
         timer: times the forward, on the device where the device can.
@@ -87,6 +88,9 @@ def verify(
             if not is_out_of_memory(error) or not nodes:
                 raise
             cache.shrink()
+            if fill:
+                filling.refuse(nodes + fill)
+                continue
             for share in shares:
                 share.halve()
             continue

@@ -294,6 +294,7 @@ def test_disturbances(text: str) -> None:
 )
 def test_vary(text: str) -> None:
     assert Vary.parse("tree.max_depth=4, 8") == Vary("tree.max_depth", ("4", "8"))
+    assert Vary.parse("tree.sizes=[],[4, 16],none").values == ("[]", "[4, 16]", "none")
     with pytest.raises(ArgumentError, match="--vary"):
         Vary.parse(text)
 
@@ -335,6 +336,9 @@ def test_names_carry_the_drafter_where_drafters_vary(monkeypatch: pytest.MonkeyP
         ({"drafters": ("sufix",)}, UnknownNameError, "suffix"),
         ({"drafters": ("suffix+suffix",)}, ArgumentError, "every drafter may come once"),
         ({"vary": (Vary("tree.max_dept", ("1",)),)}, ConfigError, "max_depth"),
+        ({"vary": (Vary("coupled", ("true",)),) * 2}, ArgumentError, "may vary once"),
+        ({"overrides": ("log.path=x",)}, ArgumentError, "keeps the log itself"),
+        ({"policies": ("plain",), "drafters": ("sufix",)}, UnknownNameError, "suffix"),
         ({"overrides": ("nonsense",)}, ConfigError, "nonsense"),
         ({"config": "nonsense"}, UnknownNameError, "nonsense"),
         ({"peers": ("vllm",)}, ArgumentError, "hf-prompt-lookup:N"),
@@ -530,6 +534,34 @@ def test_unwritable_bundle(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match="--out"):
         run_bench(BenchSettings(**settings, out=str(tmp_path / "file")))
+
+
+def test_files_of_others_are_not_replaced(settings: dict[str, Any], tmp_path: Path) -> None:
+    mine = tmp_path / "requests.jsonl"
+    mine.write_text('{"prompt": "mine"}')
+    with pytest.raises(ArgumentError, match=r"--out.*requests\.jsonl in it was not written"):
+        run_bench(BenchSettings(**settings, out=str(tmp_path)))
+    assert mine.read_text() == '{"prompt": "mine"}'
+
+
+def test_a_contestant_that_cannot_be_made_costs_no_bundle(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    run_bench(BenchSettings(**settings, limit=1, policies=("plain",), out=str(tmp_path)))
+    before = (tmp_path / "rows.json").read_text()
+    bad = {**settings, "overrides": ("calibration=/nowhere/at/all",)}
+    with pytest.raises(AdaptiveSpecError, match="nowhere"):
+        run_bench(BenchSettings(**bad, out=str(tmp_path)))
+    assert (tmp_path / "rows.json").read_text() == before
+
+
+def test_one_token_left_by_the_processors_is_no_gap() -> None:
+    """Plain's nucleus held a single token: the gap to the next is infinite, and no number."""
+    referee = Referee.__new__(Referee)
+    referee._texts, referee._ties = {0: ((1, 2),)}, {(0, 0, 1): (float("inf"), False)}
+    (found,) = referee.compare(Batch(0, ("a",), ((5,),), (0,)), [(1, 3)])
+    assert found.gap is None
+    assert found.mismatch
 
 
 # -- memory --------------------------------------------------------------------------------------

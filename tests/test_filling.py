@@ -106,7 +106,8 @@ def test_a_second_attempt_is_not_filled() -> None:
             session.step()
         assert session.generated == want
         assert session.stats.num_accepted_draft_tokens > 0
-        assert memory.struck == session.stats.memory_retries > 0
+        # once with rows of nobody, which are then given up for good
+        assert memory.struck == session.stats.memory_retries + 1 > 1
 
 
 def test_rows_of_nobody_take_no_slots() -> None:

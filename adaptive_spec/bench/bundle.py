@@ -9,13 +9,15 @@
   tokens of every step are in it: what recovery from ``--disturb`` is computed from, with
   ``first_step`` of ``requests.jsonl`` as the step count at the start of each request.
 
-No prompt and no token is written. An earlier bundle in the same folder is replaced.
+No prompt and no token is written. An earlier bundle in the same folder is replaced, and nothing
+else: files of these names that no benchmark wrote are left alone, with an error.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -44,7 +46,7 @@ class Bundle:
     The log is written in any case: its cost belongs to what is measured.
 
     Raises:
-        ArgumentError: the folder cannot be made or written.
+        ArgumentError: the folder cannot be made or written, or holds files that are not ours.
     """
 
     def __init__(self, out: str | None, log: LogSection) -> None:
@@ -54,8 +56,9 @@ class Bundle:
                 temporary = tempfile.TemporaryDirectory(prefix="adaptive-spec-bench-")
                 self.folder = Path(self._stack.enter_context(temporary))
             else:
-                self.folder = Path(out).expanduser()
+                self.folder = Path(os.path.expanduser(out))
                 self.folder.mkdir(parents=True, exist_ok=True)
+                _check_ours(self.folder, out)
             for name in (MANIFEST, ROWS, TABLE, REQUESTS, LOG):
                 (self.folder / name).unlink(missing_ok=True)
             self._requests: TextIO = self._stack.enter_context(
@@ -99,3 +102,18 @@ class Bundle:
     def _json(self, name: str, value: Any) -> None:
         text = json.dumps(value, indent=2, allow_nan=False)
         (self.folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _check_ours(folder: Path, out: str) -> None:
+    """Raise ArgumentError if files would be replaced that no earlier benchmark left behind."""
+    there = [name for name in (MANIFEST, ROWS, TABLE, REQUESTS, LOG) if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        ours = {"contestants", "settings"} <= manifest.keys()
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        allowed = f"another folder: {there[0]} in it was not written by a benchmark"
+        raise ArgumentError("--out", out, allowed)

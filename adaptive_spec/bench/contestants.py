@@ -67,16 +67,16 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
     policies = settings.policies or (base.policy,)
     drafters = settings.drafters or (base.drafter,)
     factors = [[f"{vary.key}={value}" for value in vary.values] for vary in settings.vary]
+    _check_keys(settings, base)
     for policy, drafter, varied in product(policies, drafters, product(*factors)):
         _check_policy(policy)
-        if policy == PLAIN:
-            continue
         config = load_config(settings.config, [*settings.overrides, *varied])
         name = f"{policy}/{drafter}" if len(drafters) > 1 else policy
         name += f"[{','.join(varied)}]" if varied else ""
         config = _without_log(config, policy, drafter)
         find_drafters(config)
-        found.append(Contestant(name, policy, drafter, config))
+        if policy != PLAIN:
+            found.append(Contestant(name, policy, drafter, config))
     found.extend(_peer(name) for name in settings.peers)
     names = [contestant.name for contestant in found]
     if settings.baseline is not None and settings.baseline not in names:
@@ -88,6 +88,16 @@ def _without_log(config: Config, policy: str, drafter: str) -> Config:
     """``config`` for one contestant; the benchmark opens one log for all."""
     log = LogSection(detail=config.log.detail, text=config.log.text)
     return config.model_copy(update={"policy": policy, "drafter": drafter, "log": log})
+
+
+def _check_keys(settings: BenchSettings, base: Config) -> None:
+    """Raise ArgumentError for keys that come twice, or that the benchmark keeps for itself."""
+    keys = [vary.key for vary in settings.vary]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ArgumentError("--vary", key, "every key may vary once")
+    if base.log.path is not None:
+        raise ArgumentError("log.path", base.log.path, "the benchmark keeps the log itself")
 
 
 def _check_policy(policy: str) -> None:

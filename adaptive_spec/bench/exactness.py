@@ -36,7 +36,7 @@ class Comparison:
     """Up to and including the first difference: what comes after it is another text."""
     first_difference: int | None = None
     gap: float | None = None
-    """Plain's top-2 gap at the first difference."""
+    """Plain's top-2 gap at the first difference; None where its processors left one token."""
     near_tie: bool = False
 
     @property
@@ -102,7 +102,8 @@ class Referee:
                 compared.append(Comparison(len(texts[row])))
             else:
                 gap, near = self._ties.get((batch.index, row, place), (None, False))
-                compared.append(Comparison(place + 1, place, gap, near))
+                finite = None if gap is None or math.isinf(gap) else gap
+                compared.append(Comparison(place + 1, place, finite, near))
         return compared
 
     def _gaps(self, batch: Batch, wanted: Mapping[int, int]) -> dict[int, tuple[float, bool]]:

@@ -6,7 +6,8 @@ The figure is the peak resident memory while decoding, minus what was resident a
 things would spoil it, so the child deals with them first:
 
 - what is made once and stays (mapped weights that nobody has read, code, thread pools, primitives
-  of the matrix library) would count as memory of decoding: the contestant decodes a little first;
+  of the matrix library, one for every length of prompt) would count as memory of decoding: the
+  contestant decodes a little of every prompt first;
 - memory that was freed but not given back would hide what decoding needs: it is given back, and
   the allocator is told to do so from then on;
 - the kernel's high-water mark remembers loading: it is reset through ``/proc/self/clear_refs``,
@@ -175,7 +176,7 @@ def main() -> None:
         for batch in batches:
             one.run(batch, "memory", options)
 
-    decode(job.batches[:1], {**job.options, "max_new_tokens": WARM_UP_TOKENS})
+    decode(job.batches, {**job.options, "max_new_tokens": WARM_UP_TOKENS})
     print(json.dumps({"peak_bytes": measure(lambda: decode(job.batches, job.options))}))
 
 

@@ -7,6 +7,7 @@ One process and one model object; several dtypes come one after another.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,11 +20,13 @@ from adaptive_spec import models, prompts
 from adaptive_spec.bench import machine as facts
 from adaptive_spec.bench.bundle import Bundle
 from adaptive_spec.bench.contestants import Contestant, contestants
-from adaptive_spec.bench.decoding import Batch, ignore_end
+from adaptive_spec.bench.decoding import Batch, Threads, ignore_end, runner
 from adaptive_spec.bench.result import BenchResult, Row
 from adaptive_spec.bench.settings import BenchSettings
 from adaptive_spec.bench.turns import Turns
+from adaptive_spec.budget_log import NullLog
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.target import refuse
 from adaptive_spec.user_cache import Progress, silent
 
 
@@ -41,7 +44,8 @@ def run_bench(settings: BenchSettings, progress: Progress = silent) -> BenchResu
     suite = prompts.suite(settings.suite, settings.limit, raw=settings.raw, progress=progress)
     models.resolve(settings.model, progress=progress)
     with _threads(settings.threads) as threads:
-        loaded = _load(settings, settings.dtypes[0], suite, progress)
+        loaded = [_load(settings, settings.dtypes[0], suite, progress)]
+        _rehearse(names, loaded[0][0], threads)
         plain = names[0].config
         assert plain is not None
         with Bundle(settings.out, plain.log) as bundle:
@@ -50,10 +54,13 @@ def run_bench(settings: BenchSettings, progress: Progress = silent) -> BenchResu
             rows: list[Row] = []
             for number, dtype in enumerate(settings.dtypes):
                 if number:
-                    del loaded  # before the next one is there
-                    loaded = _load(settings, dtype, suite, progress)
-                turns = Turns(settings, names, dtype, threads, *loaded, bundle)
-                rows.extend(turns.rows(_part(progress, number, len(settings.dtypes))))
+                    gc.collect()  # the last model goes before the next one is there
+                    loaded.append(_load(settings, dtype, suite, progress))
+                turns = Turns(settings, names, dtype, threads, *loaded.pop(), bundle)
+                found = turns.rows(_part(progress, number, len(settings.dtypes)))
+                bundle.rows([asdict(row) for row in (*rows, *found)])  # whatever comes next
+                rows.extend(turns.with_memory(found, progress))
+                del turns
             result = BenchResult(
                 rows=tuple(rows),
                 machine=manifest["machine"],
@@ -71,6 +78,7 @@ def _load(
 ) -> tuple[Any, list[Batch]]:
     """Load the model, encode the prompts, and check that both fit together."""
     model, tokenizer = models.load(settings.model, dtype, progress=progress)
+    refuse(model)
     if settings.ignore_eos:
         ignore_end(model)
     if model.generation_config.pad_token_id is None:
@@ -93,6 +101,12 @@ def _load(
             )
         )
     return model, batches
+
+
+def _rehearse(names: Sequence[Contestant], model: Any, threads: int) -> None:
+    """Make every contestant once, so that one that cannot be made costs no earlier bundle."""
+    for one in names:
+        runner(one, model, threads=Threads(threads), log=NullLog(), self_check=False)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ of the machine, and the log tells them apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class Turns:
         self._records = {one.name: Record(len(batches)) for one in names}
 
     def rows(self, progress: Progress) -> list[Row]:
-        """Warm up, take turns, compare, count."""
+        """Warm up, take turns, compare, count; memory is measured later (``with_memory``)."""
         self._warm_up(progress)
         rng = np.random.default_rng(self._settings.seed)
         rounds = self._settings.repeats * len(self._batches)
@@ -71,8 +71,15 @@ class Turns:
             order = [self._names[i] for i in rng.permutation(len(self._names))]
             progress(f"{self._dtype}, repeat {repeat + 1}", number / rounds)
             self._turn(self._batches[place], repeat, order)
-        peaks = self._peaks(progress) if self._settings.memory else {}
-        return [self._row(one, peaks) for one in self._names]
+        return [self._row(one) for one in self._names]
+
+    def with_memory(self, rows: Sequence[Row], progress: Progress) -> list[Row]:
+        """The rows with peak memory, if it was asked for."""
+        if not self._settings.memory:
+            return list(rows)
+        peaks = self._peaks(progress)
+        base = max(peaks[PLAIN], 1)
+        return [replace(row, peak_memory_ratio=peaks[row.name] / base) for row in rows]
 
     def _warm_up(self, progress: Progress) -> None:
         most = min(self._settings.max_new_tokens, WARM_UP_TOKENS)
@@ -153,7 +160,7 @@ class Turns:
             peaks[one.name] = peak_bytes(job)
         return peaks
 
-    def _row(self, one: Contestant, peaks: dict[str, int]) -> Row:
+    def _row(self, one: Contestant) -> Row:
         settings, record = self._settings, self._records[one.name]
         speed = speed_up(record, self._records[PLAIN], settings.seed)
         against = None
@@ -178,7 +185,7 @@ class Turns:
             requests=len(record.compared),
             controller_share=record.controller_share(),
             nodes_per_step=record.nodes_per_step(),
-            peak_memory_ratio=peaks[one.name] / peaks[PLAIN] if peaks else None,
+            peak_memory_ratio=None,
             versus_baseline=against.value if against else None,
             versus_low=against.low if against else None,
             versus_high=against.high if against else None,

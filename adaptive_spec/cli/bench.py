@@ -7,19 +7,21 @@ plain decoding's beyond a near-tie.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
+from adaptive_spec.cli.output import progress, remark
+
 if TYPE_CHECKING:
     from adaptive_spec.bench.result import BenchResult, Row
-    from adaptive_spec.user_cache import Progress
 
 DEFAULT_LIMIT = 10
+DISTURBED = (
+    "remark: speeds mix the steps before and after the change, and every contestant has its own "
+    "step count; the log in the bundle tells both apart"
+)
 WIDTH = 160
 """Columns of the table where there is no terminal to ask."""
 _WHO, _WHAT, _HOW, _OUT = "Contestants", "Prompts and sampling", "Measurement", "Output"
@@ -134,46 +136,16 @@ def bench(
         raw=raw,
         out=out,
     )
-    with _progress() as progress:
-        result = run_bench(settings, progress)
+    with progress(quiet=True) as show:
+        result = run_bench(settings, show)
+    if disturb is not None:
+        remark(DISTURBED)
     if as_json:
         print(json.dumps(result.as_dict(), allow_nan=False))
     else:
         _print_table(result)
     if result.mismatches:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on stderr that is drawn only when told to: a thread of its own would be timed too.
-
-    Where stderr is no terminal, one line per stage.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
-    task, last = bar.add_task("starting", total=None), ""
-
-    def draw(stage: str, fraction: float | None) -> None:
-        total = None if fraction is None else 1.0
-        bar.update(task, description=escape(stage), completed=fraction or 0.0, total=total)
-        bar.refresh()
-
-    def write(stage: str, fraction: float | None) -> None:
-        nonlocal last
-        if stage != last:
-            last = stage
-            print(stage, file=sys.stderr)
-
-    if not console.is_terminal:
-        yield write
-        return
-    with bar:
-        yield draw
 
 
 def _print_table(result: BenchResult) -> None:
@@ -220,7 +192,7 @@ def _print_table(result: BenchResult) -> None:
         table.add_row(*cells)
     console.print(table)
     if result.out is not None:
-        console.print(f"bundle: {result.out}", soft_wrap=True, highlight=False)
+        console.print(f"bundle: {result.out}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _number(value: float | None, shape: str, unit: str = "") -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from adaptive_spec.cli.generate import check_machine
 from adaptive_spec.cli.output import print_json, progress, results
+from adaptive_spec.errors import ArgumentError, DecodingError
 
 if TYPE_CHECKING:
     from adaptive_spec.profilers.calibration import Calibration, Point
@@ -32,7 +33,9 @@ def calibrate(
 ) -> None:
     """Measure what trees cost on this machine, fit the latency model, and store both."""
     check_machine(dtype, threads)
-    with progress() as show:
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ArgumentError("out", str(out), "a file in a folder that exists")
+    with progress(quiet=True) as show:
         from adaptive_spec import models
 
         models.resolve(model, progress=show)
@@ -62,7 +65,11 @@ def calibrate(
         live = live_errors(stand, LiveLatency(roofline))
         found = fit(facts, peaks(facts, used), points, fingerprint(facts, used))
     path = _default_path(model, dtype, used) if out is None else out
-    save(path, found)
+    failed = None
+    try:
+        save(path, found)
+    except OSError as error:  # what was measured is shown all the same
+        failed = f"{path} cannot be written: {error.strerror}"
     curve = [
         [nodes, context, seconds, _predicted(roofline, found, nodes, context)]
         for nodes, context, seconds in points
@@ -72,13 +79,15 @@ def calibrate(
         "mape_live_100": live[1],
         "mape_offline": found.errors.held_out,
         "curve": curve,
-        "path": str(path),
+        "path": None if failed else str(path),
         "fingerprint": dict(found.fingerprint),
     }
     if json:
         print_json(facts_out)
     else:
         _show(facts_out, points)
+    if failed:
+        raise DecodingError(failed)
 
 
 def _predicted(roofline: Any, found: Calibration, nodes: int, context: int) -> float:
@@ -117,5 +126,6 @@ def _show(facts: dict[str, Any], points: list[Point]) -> None:
         f"mean absolute error: live model after 20 steps {facts['mape_live_20']:.1%}, "
         f"after 100 {facts['mape_live_100']:.1%}; fit on sizes left out {facts['mape_offline']:.1%}"
     )
-    results.print(f"stored: {facts['path']}", soft_wrap=True, markup=False)
-    results.print("use it with --set calibration=PATH", markup=False)
+    if facts["path"] is not None:
+        results.print(f"stored: {facts['path']}", soft_wrap=True, markup=False)
+        results.print("use it with --set calibration=PATH", markup=False)

@@ -47,7 +47,7 @@ def _list(context: typer.Context, json: Json = False) -> None:
     for entry in entries:
         results.print(f"{entry.name}: {entry.description}", soft_wrap=True)
         if entry.fetched:
-            results.print(f"  {entry.path}", soft_wrap=True, style="dim")
+            results.print(f"  {entry.path}", soft_wrap=True, style="dim", markup=False)
         else:
             results.print(f"  get it with: adaptive-spec models fetch {entry.name}", style="dim")
     results.print("A Hugging Face folder or a hub id org/name works wherever a name does.")

@@ -129,7 +129,8 @@ def picture(log: Path, request: str) -> None:
     except (AdaptiveSpecError, OSError, KeyError):
         return
     results.print(f"timeline: {path}", soft_wrap=True, markup=False)
-    results.print(f"     more with: adaptive-spec inspect {log}", style="dim", soft_wrap=True)
+    more = f"     more with: adaptive-spec inspect {log}"
+    results.print(more, style="dim", soft_wrap=True, markup=False)
 
 
 def speed_up(result: Result) -> float:

@@ -6,6 +6,7 @@ line about the run to stderr; with ``--json`` stdout holds one object instead.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -163,7 +164,9 @@ def _prompt(text: str | None, file: str | None) -> str:
     if file is None:
         raise ArgumentError("prompt", None, "give --prompt TEXT or --prompt-file FILE (- is stdin)")
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+        data = (
+            sys.stdin.buffer.read() if file == "-" else Path(os.path.expanduser(file)).read_bytes()
+        )
         return data.decode("utf-8")
     except OSError as error:
         raise ArgumentError("prompt_file", file, f"cannot be read ({error.strerror})") from error

@@ -26,6 +26,7 @@ from adaptive_spec.cli.catalogue import models, policies
 from adaptive_spec.cli.demo import demo
 from adaptive_spec.cli.generate import ANY_VOCAB, generate
 from adaptive_spec.cli.inspect import inspect
+from adaptive_spec.cli.train import train
 from adaptive_spec.errors import (
     AdaptiveSpecError,
     ArgumentError,
@@ -33,9 +34,10 @@ from adaptive_spec.errors import (
     CatalogueError,
     DecodingError,
     SamplingError,
+    TrainingError,
 )
 
-FAILURES = (CatalogueError, DecodingError, CacheError, SamplingError)
+FAILURES = (CatalogueError, DecodingError, CacheError, SamplingError, TrainingError)
 """Errors that are no mistake in the command: exit code 1."""
 
 app = typer.Typer(
@@ -50,6 +52,7 @@ app.command()(generate)
 app.command()(bench)
 app.command()(inspect)
 app.command()(calibrate)
+app.command()(train)
 app.add_typer(models, name="models")
 app.command()(policies)
 
@@ -89,6 +92,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # the parser's own errors have it
             raise
+        if not arguments:  # the help, which the parser raises
+            sys.stdout.write(f"{error.format_message()}\n")
+            return 2
         return _say(_usage(error, arguments), 2)
 
 

@@ -32,23 +32,25 @@ def remark(text: str) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[user_cache.Progress]:
-    """Shows the stages of a slow job (fetching, loading) on stderr while the block runs."""
+def progress(quiet: bool = False) -> Iterator[user_cache.Progress]:
+    """Shows the stages of a slow job (fetching, loading) on stderr while the block runs.
+
+    Args:
+        quiet: draw only when told to: a thread of its own would disturb what is being timed.
+    """
     if not remarks.is_terminal:
         yield _Lines()
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=remarks, transient=True) as bars:
+    text = TextColumn("{task.description}", markup=False)
+    columns = (*(() if quiet else (SpinnerColumn(),)), text, BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=remarks, auto_refresh=not quiet, transient=True) as bars:
         task = bars.add_task("", total=None)
 
         def show(stage: str, fraction: float | None) -> None:
             total = None if fraction is None else 1.0
             bars.update(task, description=stage, total=total, completed=fraction or 0.0)
+            if quiet:
+                bars.refresh()
 
         yield show
 
@@ -81,6 +83,8 @@ class TextStream:
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that is certain after these tokens; may be empty."""
+        if not tokens:
+            return ""
         self._window.extend(tokens)
         return self._take(final=False)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,6 +33,8 @@ SPAN = 16
 """Nodes over which the price of a node is averaged where only a rough figure is needed."""
 FLOOR_SHARE = 0.4
 """Share of the price of a node below which its survival is not worth a look."""
+DOUBTED = 0.9
+"""Share of promises that came true below which the reason says so."""
 BLIND = 0.1
 """Least survival of a node while nothing is known about time."""
 
@@ -55,8 +57,10 @@ class Course:
     draft_seconds: float = 0.0
     plain_seconds: float = 1.0
     """Predicted, at the last decision."""
-    promised: float = 0.0
-    """Draft tokens that the edges of the executed tree promise."""
+    promises: Floats = field(default_factory=lambda: np.zeros(1))
+    """[n+1] draft tokens that the edges of a tree of every size promised, at the last decision."""
+    share: float = 1.0
+    """Of promises, that was trusted then."""
 
 
 class Adaptive(ABC):
@@ -95,8 +99,7 @@ class Adaptive(ABC):
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         courses = [self._course(offer.features.request) for offer in offers]
         packed = offers[0].features.packed
-        shares = [course.trust.share for course in courses]
-        survival, owner = _ranked(offers, shares)
+        survival, owner = _ranked([_worth(*both) for both in zip(offers, courses, strict=True)])
         largest = packed * max(course.rate.largest for course in courses)
         work = Work(
             nodes=np.arange(max(len(survival), largest, SPAN) + 1),
@@ -106,7 +109,7 @@ class Adaptive(ABC):
         )
         price = latency.predict(work)
         if price is None:
-            return [_blind(offer) for offer in offers]
+            return [_blind(offer, course) for offer, course in zip(offers, courses, strict=True)]
         step, draft = price.verify + price.host, float(price.draft[0])
         rates = [course.rate.tokens_per_second(step[::packed], draft) for course in courses]
         theta = sum(rates) * packed / len(offers)  # requests of other policies wait as well
@@ -134,10 +137,11 @@ class Adaptive(ABC):
         if not any(course.guard.on for course in courses):
             if any(course.guard.due for course in courses):  # a probe is kept cheap
                 allowed = max(float(seconds[0]) * PROBE_COST, float(extra[1]))
-                return min(max(best, 1), int(np.flatnonzero(extra <= allowed)[-1])), f"probe: {why}"
+                best = min(max(best, 1), int(np.flatnonzero(extra <= allowed)[-1]))
+                return best, f"guard: probe of {best} nodes"
             surplus = tokens[best] - tokens[0] * (1.0 + extra[best] / seconds[0])
             enough = surplus >= sum(course.guard.bar for course in courses)
-            return (best, f"a clear case: {why}") if enough else (0, courses[0].guard.words)
+            return (best, f"guard: a clear case; {why}") if enough else (0, why)
         tried = self._probes.size(best, tokens / max(theta, 1e-9), seconds)
         return (best, why) if tried == best else (tried, f"probe of what {tried} nodes cost; {why}")
 
@@ -151,9 +155,10 @@ class Adaptive(ABC):
         best: int,
         why: str,
     ) -> Decision:
-        if not course.asked:
+        if not course.asked or (size == 0 and not course.guard.on):
             why = course.guard.words
-        course.promised = float(offer.survival[:size].sum())
+        elif course.share < DOUBTED:
+            why = f"{why}; {course.share:.0%} of promises came true of late"
         wanted = max(2 * size + LEAST, round(0.9 * course.draft_nodes))
         course.draft_nodes = min(wanted, MOST) if course.asked else course.draft_nodes
         others = seconds[best - size : best - size + len(offer.survival) + 1]
@@ -161,7 +166,7 @@ class Adaptive(ABC):
             size=size,
             reason=why,
             theta=rate,
-            expected_tokens=1.0 + course.trust.share * course.promised,
+            expected_tokens=1.0 + course.share * float(course.promises[size]),
             expected_seconds=float(seconds[best]),
             predicted=tuple(others.tolist()),
         )
@@ -177,9 +182,11 @@ class Adaptive(ABC):
             packed, drafted = max(outcome.features.packed, 1), course.asked and bool(names)
             course.rate.observe(outcome.emitted, round(total / packed), drafted)
             course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)
-            course.guard.observe(_balance(outcome, course) if drafted else None)
+            whole = drafted and not outcome.finished  # a stop cuts short what was accepted
+            course.guard.observe(_balance(outcome, course) if whole else None)
             if outcome.decision.size and not outcome.finished:
-                course.trust.observe(course.promised, outcome.emitted - 1)
+                promised = float(course.promises[outcome.decision.size])
+                course.trust.observe(promised, outcome.emitted - 1)
 
     def finish(self, request: str) -> None:
         course = self._courses.pop(request, None)
@@ -196,35 +203,46 @@ class Adaptive(ABC):
 def _balance(outcome: Outcome, course: Course) -> Balance | None:
     """What drafting brought in this step; None where nothing is known about time."""
     decision, packed = outcome.decision, max(outcome.features.packed, 1)
-    predicted, expected = decision.predicted, decision.expected_tokens
-    if predicted is None or expected is None or decision.size >= len(predicted):
+    predicted = decision.predicted
+    if predicted is None or decision.size >= len(predicted):
         return None
     own = (predicted[decision.size] - predicted[0]) * packed
-    draft, nodes = course.draft_seconds / course.plain_seconds, own / course.plain_seconds
-    cost, accepted = draft + nodes, outcome.emitted - 1
-    return Balance(draft, cost, course.promised, expected - 1.0, accepted)
+    drafting = course.draft_seconds
+    if not course.guard.on:  # a first draft may take far longer, and probes are paid one by one
+        drafting = max(drafting, outcome.seconds.draft)
+    draft, nodes = drafting / course.plain_seconds, own / course.plain_seconds
+    promised = float(course.promises[decision.size])
+    expected, accepted = course.share * promised, outcome.emitted - 1
+    return Balance(draft, draft + nodes, promised, expected, accepted)
 
 
-def _ranked(offers: Sequence[Offer], shares: Sequence[float]) -> tuple[Floats, Ints]:
-    """[N] survival of all nodes that may be verified, the likeliest first, and whose each is.
+def _worth(offer: Offer, course: Course) -> Floats:
+    """[n] survival of the nodes of one request that may be verified, after trust.
 
-    Args:
-        shares: per request, what its survivals are to be multiplied by.
+    Beside requests that draft, one whose guard is off takes part if all that it could bring
+    clears its bar, or if a probe is due.
     """
-    alive = [
-        offer.survival[: offer.largest] * share for offer, share in zip(offers, shares, strict=True)
-    ]
+    course.promises = np.concatenate(([0.0], offer.survival.cumsum()))
+    course.share = course.trust.share
+    alive: Floats = np.minimum(offer.survival[: offer.largest] * course.share, 1.0)
+    guard = course.guard
+    return alive if guard.on or guard.due or alive.sum() >= guard.bar else alive[:0]
+
+
+def _ranked(alive: Sequence[Floats]) -> tuple[Floats, Ints]:
+    """[N] survival of all nodes of a step, the likeliest first, and whose each is."""
     if len(alive) == 1:
         return alive[0], np.zeros(len(alive[0]), dtype=np.int64)
     survival = np.concatenate(alive)
     order = np.argsort(-survival, kind="stable")
-    return survival[order], np.repeat(np.arange(len(offers)), [len(one) for one in alive])[order]
+    return survival[order], np.repeat(np.arange(len(alive)), [len(one) for one in alive])[order]
 
 
-def _blind(offer: Offer) -> Decision:
-    size = int((offer.survival[: offer.largest] >= BLIND).sum())
+def _blind(offer: Offer, course: Course) -> Decision:
+    size = len(_worth(offer, course))
+    size = int((offer.survival[:size] >= BLIND).sum())
     return Decision(
         size=size,
         reason=f"nothing is known about time: {size} nodes with survival of {BLIND} or more",
-        expected_tokens=1.0 + float(offer.survival[:size].sum()),
+        expected_tokens=1.0 + course.share * float(course.promises[size]),
     )

@@ -32,8 +32,11 @@ WEAK, CLEAR = 0.02, 0.25
 PROBE_SHARE, RAREST_PROBE = 0.005, 80
 """Share of the time that probes may take, and the most steps between two of them: were they
 rarer, good times would be missed."""
-SOON = 16
-"""Steps that another text has to wait for its first probe, at most."""
+SOON, DEAREST = 16, 0.01
+"""Steps that another text has to wait for its first probe, at most; share of the time at which a
+probe is too dear for that bound, and for the rarest."""
+HIGHEST_BAR = 4.0
+"""Surplus that no draft promises: looking has ended."""
 LOOK_COST = 0.01
 """Cost of drafting, as a share of a plain step, up to which drafts are looked at all the time: they
 are verified only if they promise a ``CLEAR`` surplus."""
@@ -81,6 +84,8 @@ class Guard:
         doubles with every disappointment."""
         self._since, self._pause = 0, PAUSE
         self._next_probe, self._hits, self._misses = 0, 0, 0
+        self._dear = 0
+        """Steps over which the last probe costs ``DEAREST``."""
         self._reset()
 
     def _reset(self) -> None:
@@ -93,14 +98,15 @@ class Guard:
         heir._seen = min(self._seen // 2, PATIENCE // 2)
         heir._surplus, heir._accepted = self._surplus, self._accepted
         heir._expected = self._expected
-        heir._next_probe, heir.looks = min(self._next_probe, SOON), self.looks
+        heir._next_probe, heir._dear = min(self._next_probe, max(SOON, self._dear)), self._dear
+        heir.looks = self.looks
         heir.bar = max(self.bar / 2, CLEAR)
         return heir
 
     @property
     def drafts(self) -> bool:
         """True if this step should draft."""
-        return self.on or self.looks or self.due
+        return self.on or self.due or (self.looks and self.bar < HIGHEST_BAR)
 
     @property
     def due(self) -> bool:
@@ -111,7 +117,7 @@ class Guard:
     def words(self) -> str:
         """Why nothing is verified."""
         return (
-            f"guard: plain decoding, drafting had been losing {self.lost:.3f} tokens a step; "
+            f"guard: plain step, drafting had been losing {self.lost:.3f} tokens a step; "
             f"next probe in {max(self._next_probe, 0)} steps"
         )
 
@@ -144,7 +150,8 @@ class Guard:
     def _pause_probes(self, cost: float) -> None:
         """Wait for the next probe until what the last one cost is a small share of the time."""
         self._hits = self._misses = 0
-        self._next_probe = round(min(max(cost / PROBE_SHARE, 1.0), float(RAREST_PROBE)))
+        self._dear = round(cost / DEAREST)
+        self._next_probe = min(max(round(cost / PROBE_SHARE), 1), max(RAREST_PROBE, self._dear))
 
     def _probed(self, balance: Balance) -> None:
         """Probes go on until two have paid, or two more have not than have."""
@@ -157,5 +164,6 @@ class Guard:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self._reset()
         elif self._misses == self._hits + 2 or self._hits == 0:
-            self.bar *= 2
+            if balance.cost > balance.draft:
+                self.bar = min(2 * self.bar, HIGHEST_BAR)
             self._pause_probes(balance.cost * (self._hits + self._misses))

@@ -54,6 +54,17 @@ def _draft_model(
     return cast(Drafter, drafter)
 
 
+def _causal_parallel(
+    argument: str | None, context: DraftContext, coupled: bool = True, **options: Any
+) -> Drafter:
+    if argument is None:
+        allowed = "causal_parallel:FOLDER takes the folder of a head"
+        raise ArgumentError("drafter", "causal_parallel", allowed)
+    module = import_module("adaptive_spec.drafters.causal_parallel")
+    public = import_module("adaptive_spec.heads.public")
+    return cast(Drafter, module.for_target(public.load_any(argument), context.target, coupled))
+
+
 DRAFTERS.register(
     "suffix",
     _suffix,
@@ -63,4 +74,9 @@ DRAFTERS.register(
     "draft_model",
     _draft_model,
     "draft_model:NAME drafts with a smaller model of the same token map, level by level.",
+)
+DRAFTERS.register(
+    "causal_parallel",
+    _causal_parallel,
+    "causal_parallel:FOLDER drafts all depths in one forward of a head trained for the target.",
 )

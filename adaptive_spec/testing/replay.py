@@ -16,17 +16,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from adaptive_spec.build import build_drafters, build_models
+from adaptive_spec.build import LEARN_EVERY, build_drafters, build_models
 from adaptive_spec.cache import SlotCache
 from adaptive_spec.config import load_config
 from adaptive_spec.decoder import Decoder
+from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.drafters.registry import DraftContext
 from adaptive_spec.packing import PackedBatch
+from adaptive_spec.profilers.acceptance import OnlineAcceptance
 from adaptive_spec.sampling import Sampler
 from adaptive_spec.session import Rules
 from adaptive_spec.stopping import Stopping
 from adaptive_spec.target import Target, Verified
 from adaptive_spec.testing.simulator import SMALL
+from adaptive_spec.types import Architecture, Labels
 
 HOST, DRAFT = 0.0013, 0.0004
 """Seconds of a step's host work, and of asking a drafter."""
@@ -66,12 +69,12 @@ class RecordTarget:
     """Stands in for ``Target``: answers from the text it is shown, one request at a time.
 
     Args:
-        vocab: one more than the largest id.
+        facts: the model on paper; its vocabulary is one more than the largest id.
         noise: standard deviation of log seconds, drawn anew for every forward.
     """
 
-    def __init__(self, vocab: int, curve: Curve, noise: float, seed: int) -> None:
-        self.architecture = replace(SMALL, vocab=vocab)
+    def __init__(self, facts: Architecture, curve: Curve, noise: float, seed: int) -> None:
+        self.architecture = facts
         self.device = torch.device("cpu")
         self.text = np.empty(0, dtype=np.int64)
         self.now = 0.0
@@ -111,32 +114,34 @@ def replay(
     curve: Curve,
     *,
     overrides: Sequence[str] = (),
+    dtype: str = "bfloat16",
     noise: float = 0.1,
     seed: int = 0,
 ) -> Replayed:
     """Decode ``texts`` one after the other with one decoder.
 
     Args:
+        dtype: of the machine on paper, which executable sizes depend on.
         overrides: of the default config, as ``section.field=value``.
 
     Raises:
         AssertionError: the decoder wrote another text.
     """
     vocab = 1 + max(max(*text.prompt, *text.output) for text in texts)
-    target = RecordTarget(vocab, curve, noise, seed)
+    target = RecordTarget(replace(SMALL, vocab=vocab, dtype=dtype), curve, noise, seed)
     config = load_config(None, [*overrides, f"policy={policy}", "self_check=false"])
     context = DraftContext(None, _no_model, lambda: None)
     drafters = build_drafters(config, context)
     for drafter in drafters:
         _charge(drafter, target)
     names = [drafter.name for drafter in drafters]
-    latency, acceptance = build_models(config, target.architecture, 1, names)
+    latency, _ = build_models(config, target.architecture, 1, names)
     decoder = Decoder(
         cast(Target, target),
         config,
         drafters,
         latency=latency,
-        acceptance=acceptance,
+        acceptance=OnPath(names, every=LEARN_EVERY),
         clock=target.clock,
     )
     steps = 0
@@ -154,6 +159,14 @@ def replay(
         assert session.generated == list(text.output), "another text was decoded"
         session.close()
     return Replayed(sum(len(text.output) for text in texts), steps, target.now)
+
+
+class OnPath(OnlineAcceptance):
+    """Learns on the recorded path only: elsewhere the record's target has no opinion."""
+
+    def observe(self, tree: CandidateTree, labels: Labels, temperature: float) -> None:
+        known = np.where(labels.visited, labels.chosen, np.nan)
+        super().observe(tree, replace(labels, chosen=known), temperature)
 
 
 def _charge(drafter: Any, target: RecordTarget) -> None:

@@ -1,0 +1,271 @@
+"""The ``causal_parallel`` drafter: a head on the target's hidden states drafts all depths at once.
+
+Taps of verified tokens are fused into the head's own K and V once; they wait until a draft is
+wanted, so plain steps cost nothing. One packed forward gives a state per request and depth, and the
+tree grows from these in rounds (``coupling.Sapling``): for every node that is expanded, the
+corrector makes the depth's distribution that of the node's own branch, over the depth's likeliest
+candidates. Above temperature 0 children are ranked by the noise that the target draws with.
+
+Legend: R requests, b slots of a block, D depths, T tokens waiting, n taps, H hidden, V draft
+vocabulary, C candidates of a depth, M nodes expanded together, r width of a branch state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from adaptive_spec.cache import SlotPool
+from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
+from adaptive_spec.drafters.coupling import Node, Sapling, couple, hang
+from adaptive_spec.errors import ArgumentError, HeadError
+from adaptive_spec.heads.config import check_target
+from adaptive_spec.heads.context import ContextSlots
+from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.store import Stored, digest
+from adaptive_spec.target import describe
+from adaptive_spec.types import Plan
+
+SIZES = 8
+"""Waiting tokens are fused in multiples of this many rows: few shapes (see ``filling``)."""
+
+
+@dataclass(slots=True, eq=False)
+class _Memory:
+    """What the head knows of one request."""
+
+    owner: int
+    before: torch.Tensor
+    """[H] fused state at the newest verified position; zeros before the first."""
+    waiting: list[tuple[torch.Tensor, np.ndarray]] = field(default_factory=list)
+    """[T, n * H] taps of verified tokens, and their positions, not fused yet."""
+
+
+@dataclass(slots=True, eq=False)
+class _Draft:
+    """One request's way through a ``propose``."""
+
+    request: DraftRequest
+    plan: Plan
+    memory: _Memory
+    place: int = 0
+    """Its block in the packed forward."""
+    sapling: Sapling | None = None
+    states: dict[Node, torch.Tensor] = field(default_factory=dict)
+    """[r] branch states of the nodes whose children were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Depths:
+    """What the forward gave, per request and depth."""
+
+    hidden: torch.Tensor
+    """[R, D, H]."""
+    candidates: torch.Tensor
+    """[R, D, C] draft ids, likeliest first."""
+    rest: torch.Tensor
+    """[R, D] log of the summed exponentials of all other scores."""
+    entropy: torch.Tensor
+    """[R, D] in nats."""
+
+
+class CausalParallelDrafter:
+    """Drafts with a trained head; see the module docstring.
+
+    Args:
+        head: with the target's weights lent to it, on the target's device.
+        context_limit: the target's.
+        width: most nodes expanded together per request.
+        siblings: most children considered per node.
+        candidates: likeliest tokens of a depth that the corrector scores.
+        coupled: above temperature 0, rank children by the noise that the target draws with.
+
+    Raises:
+        ArgumentError: an option below 1.
+
+    Node features: ``margin`` and ``entropy``, as of the ``draft_model`` drafter.
+    """
+
+    name = "causal_parallel"
+    has_model = True
+
+    def __init__(
+        self,
+        head: Head,
+        context_limit: int,
+        *,
+        width: int = 8,
+        siblings: int = 8,
+        candidates: int = 48,
+        coupled: bool = True,
+        slots: int = 512,
+    ) -> None:
+        options = {"width": width, "siblings": siblings, "candidates": candidates, "slots": slots}
+        for option, value in options.items():
+            if value < 1:
+                raise ArgumentError(option, value, "at least 1")
+        self.head, self.reads_noise, self.taps = head, coupled, tuple(head.config.taps)
+        self._width, self._siblings = width, siblings
+        self._candidates = min(max(candidates, siblings, 2), len(head.output))
+        self._limit = context_limit
+        self._dtype, self._device = head.output.dtype, head.output.device
+        pool = SlotPool(slots, context_limit)
+        self.context = ContextSlots(head.config, pool, self._dtype, self._device)
+        self._memories: dict[str, _Memory] = {}
+
+    def start(self, request: DraftRequest) -> None:
+        """An empty memory; the prompt's taps come with ``commit``."""
+        self.finish(request)
+        nothing = torch.zeros(self.head.config.hidden, dtype=self._dtype, device=self._device)
+        self._memories[request.id] = _Memory(self.context.pool.join(), nothing)
+
+    def commit(self, requests: Sequence[DraftRequest], news: Sequence[Committed]) -> None:
+        """Keep the taps of what was verified, until a draft is wanted."""
+        for request, new in zip(requests, news, strict=True):
+            if len(new.rows):
+                rows = torch.from_numpy(np.asarray(new.rows)).to(self._device)
+                taps = torch.cat([new.taps[layer][rows] for layer in self.taps], dim=-1)
+                self._memories[request.id].waiting.append((taps, np.asarray(new.positions)))
+
+    def finish(self, request: DraftRequest) -> None:
+        """Give the request's slots back."""
+        if (memory := self._memories.pop(request.id, None)) is not None:
+            self.context.pool.leave(memory.owner)
+
+    @torch.no_grad()
+    def propose(
+        self, requests: Sequence[DraftRequest], plans: Sequence[Plan]
+    ) -> list[CandidateTree]:
+        """The best ``plan.nodes`` nodes for each request; none where the head cannot draft."""
+        drafts = [
+            _Draft(request, plan, self._memories[request.id])
+            for request, plan in zip(requests, plans, strict=True)
+        ]
+        self._catch_up([draft.memory for draft in drafts])
+        live = [d for d in drafts if d.plan.nodes > 0 and d.plan.depth > 0]
+        if live and (depths := self._forward(live)) is not None:
+            self._grow(live, depths)
+        return [
+            draft.sapling.tree() if draft.sapling else CandidateTree.empty() for draft in drafts
+        ]
+
+    def _catch_up(self, memories: Sequence[_Memory]) -> None:
+        """Fuse what waits, of all requests in one go, and keep its K and V."""
+        late = [memory for memory in memories if memory.waiting]
+        if not late:
+            return
+        taps = torch.cat([taps for memory in late for taps, _ in memory.waiting])
+        places = [np.concatenate([p for _, p in memory.waiting]) for memory in late]
+        total = len(taps)
+        missing = -total % SIZES
+        filled = torch.nn.functional.pad(taps, (0, 0, 0, missing))
+        where = np.pad(np.concatenate(places), (0, missing))
+        positions = torch.from_numpy(where)[None].to(self._device)
+        fused = self.head.fuse([filled])[None]
+        states = self.head.context(fused, positions)
+        first = 0
+        for memory, places_T in zip(late, places, strict=True):
+            rows = slice(first, first + len(places_T))
+            own = [(keys[:, :, rows], values[:, :, rows]) for keys, values in states]
+            self.context.write(memory.owner, own, places_T)
+            memory.before = fused[0, rows][-1]
+            memory.waiting.clear()
+            first += len(places_T)
+
+    def _forward(self, drafts: Sequence[_Draft]) -> _Depths | None:
+        """One packed forward for all requests; None if any of it is not finite."""
+        for place, draft in enumerate(drafts):
+            draft.place = place
+        anchors = torch.tensor([[d.request.tokens[-1] for d in drafts]], device=self._device)
+        positions = torch.tensor([[len(d.request.tokens) - 1 for d in drafts]], device=self._device)
+        before = torch.stack([draft.memory.before for draft in drafts])[None]
+        mask = self.context.mask([draft.memory.owner for draft in drafts])
+        extend = self.context.extend(len(drafts) * self.head.config.block)
+        hidden = self.head(self.head.slots(anchors, before), positions, extend, mask)[0]
+        scores = self.head.logits(hidden).float()
+        if not bool(torch.isfinite(scores.amax())):
+            self.context.clear()
+            return None
+        heat = torch.tensor([d.request.temperature or 1.0 for d in drafts], device=self._device)
+        scores = scores / heat[:, None, None]
+        total = scores.logsumexp(dim=-1)
+        best, candidates = scores.topk(self._candidates, dim=-1)
+        seen = (best.logsumexp(dim=-1) - total).clamp(max=-1e-6)
+        logq = scores - total[..., None]
+        return _Depths(
+            hidden=hidden,
+            candidates=candidates,
+            rest=total + torch.log1p(-seen.exp()),
+            entropy=torch.special.entr(logq.exp()).sum(dim=-1),
+        )
+
+    def _grow(self, drafts: Sequence[_Draft], depths: _Depths) -> None:
+        """Rounds of expansions, while one of them can change a tree."""
+        most = self.head.config.depth
+        roots = [(draft, Node(int(draft.request.tokens[-1]), None, 0)) for draft in drafts]
+        self._expand(roots, depths)
+        for draft, root in roots:
+            reach = min(draft.plan.depth, most, self._limit - len(draft.request.tokens) + 1)
+            draft.sapling = Sapling(root, draft.plan.nodes, max(reach, 1), draft.plan.floor or 0.0)
+        growing = list(drafts)
+        while growing := [d for d in growing if d.sapling and d.sapling.sprout(self._width)]:
+            asked = [(d, node) for d in growing if d.sapling for node in d.sapling.sprouts]
+            self._expand(asked, depths)
+
+    def _expand(self, asked: Sequence[tuple[_Draft, Node]], depths: _Depths) -> None:
+        """Give nodes their children: the depth's candidates, scored for the node's own branch."""
+        state = self._states(asked)
+        place = torch.tensor([draft.place for draft, _ in asked], device=self._device)
+        depth = torch.tensor([node.depth for _, node in asked], device=self._device)
+        candidates = depths.candidates[place, depth]
+        scores = self.head.logits(depths.hidden[place, depth], state, candidates).float()
+        heat = [draft.request.temperature or 1.0 for draft, _ in asked]
+        scores = scores / torch.tensor(heat, device=self._device)[:, None]
+        total = torch.logaddexp(scores.logsumexp(dim=-1), depths.rest[place, depth])
+        logq, order = (scores - total[:, None]).sort(dim=-1, descending=True)
+        token = self.head.target_ids(candidates.gather(1, order))
+        entropy = depths.entropy[place, depth][:, None]
+        host = torch.cat([token.double(), logq.double(), entropy.double()], dim=1).cpu().numpy()
+        size = logq.shape[1]
+        tokens, log_q = host[:, :size].astype(np.int64), host[:, size:-1]
+        chance = log_q
+        if self.reads_noise:
+            requests = [draft.request for draft, _ in asked]
+            positions = [len(draft.request.tokens) + node.depth for draft, node in asked]
+            chance = couple(requests, positions, tokens, log_q)
+        hang([node for _, node in asked], tokens, log_q, chance, host[:, -1], self._siblings)
+
+    def _states(self, asked: Sequence[tuple[_Draft, Node]]) -> torch.Tensor:
+        """[M, r] branch states of nodes: all roots, or none of them."""
+        tokens = torch.tensor([node.token for _, node in asked], device=self._device)
+        embedded = self.head.embed(tokens).float()
+        parents = [draft.states[node.above] for draft, node in asked if node.above is not None]
+        corrector = self.head.corrector
+        if parents:
+            found = corrector.step(torch.stack(parents), tokens, embedded)
+        else:
+            found = corrector.start(tokens, embedded)
+        for (draft, node), state in zip(asked, found, strict=True):
+            draft.states[node] = state
+        return found
+
+
+def for_target(stored: Stored, model: Any, coupled: bool = True) -> CausalParallelDrafter:
+    """A drafter with a stored head for ``model``.
+
+    Raises:
+        HeadError: the head was made for another target; the field is named.
+    """
+    facts = describe(model)
+    check_target(stored.target, facts)
+    if (made := stored.target.get("digest")) is not None and (found := digest(model)) != made:
+        raise HeadError("target.digest", found, f"the head was made for weights {made}")
+    head = stored.head.to(device=model.device, dtype=model.dtype)
+    head.corrector.float()
+    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+    head.lend(embeddings.weight, output.weight)
+    return CausalParallelDrafter(head, facts.context_limit, coupled=coupled)

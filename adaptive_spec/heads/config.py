@@ -1,0 +1,145 @@
+"""What a head is: the numbers that its weights depend on, and the target that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from adaptive_spec.errors import HeadError
+from adaptive_spec.types import Architecture
+
+FORMAT = "adaptive-spec-head"
+VERSION = 1
+CORRECTORS = ("none", "low_rank", "markov", "gated", "recurrent")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfig:
+    """Shape of a causal-parallel head (design, section 8).
+
+    Raises:
+        HeadError: a value out of range; the message names the field.
+    """
+
+    hidden: int
+    """Of the target: the head lives in its hidden space."""
+    vocab: int
+    """Of the target."""
+    taps: tuple[int, ...]
+    """Target layers whose outputs are fused."""
+    layers: int = 2
+    heads: int = 8
+    kv_heads: int = 8
+    head_dim: int = 64
+    intermediate: int = 1536
+    block: int = 8
+    """Slots: the anchor and ``block - 1`` masks."""
+    draft_vocab: int | None = None
+    """Tokens that can be drafted; None for all."""
+    causal: bool = True
+    """Slots see earlier slots only; else all slots of their block."""
+    ahead: bool = True
+    """Slot j guesses the token after its position (anchor included); else the token at it."""
+    injection: bool = True
+    """The fused state before the anchor is added to every slot."""
+    own_masks: bool = True
+    """A vector per mask slot; else the target's embedding of ``mask_token``."""
+    mask_token: int | None = None
+    qk_norm: bool = False
+    bias: bool = False
+    """Of the query, key and value projections."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    embed_scale: float = 1.0
+    """The target's embeddings are multiplied by this (Gemma: the root of ``hidden``)."""
+    corrector: str = "none"
+    rank: int = 128
+    """Width of the corrector."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "vocab", "layers", "heads", "kv_heads", "head_dim", "intermediate"):
+            _whole(name, getattr(self, name), 1)
+        _whole("block", self.block, 1 if self.ahead else 2, 256)
+        _whole("rank", self.rank, 1)
+        if self.draft_vocab is not None:
+            _whole("draft_vocab", self.draft_vocab, 1, self.vocab)
+        if not self.taps or any(not isinstance(tap, int) or tap < 0 for tap in self.taps):
+            raise HeadError("taps", list(self.taps), "layers of the target, 0 or more each")
+        if self.heads % self.kv_heads:
+            raise HeadError("kv_heads", self.kv_heads, f"a divisor of heads={self.heads}")
+        if self.head_dim % 2:
+            raise HeadError("head_dim", self.head_dim, "an even number")
+        if self.corrector not in CORRECTORS:
+            raise HeadError("corrector", self.corrector, f"one of {', '.join(CORRECTORS)}")
+        if not self.own_masks and self.mask_token is None:
+            raise HeadError(
+                "mask_token", None, "a token id, where masks have no vectors of their own"
+            )
+        for name in ("rope_theta", "norm_eps", "embed_scale"):
+            if not getattr(self, name) > 0:
+                raise HeadError(name, getattr(self, name), "above 0")
+
+    @property
+    def depth(self) -> int:
+        """Levels that one forward drafts."""
+        return self.block if self.ahead else self.block - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "taps": list(self.taps)}
+
+    @staticmethod
+    def read(values: Mapping[str, Any]) -> HeadConfig:
+        """From plain JSON values.
+
+        Raises:
+            HeadError: a field is unknown, missing, of the wrong type or out of range.
+        """
+        known = {field.name: field for field in fields(HeadConfig)}
+        for name in values:
+            if name not in known:
+                raise HeadError(name, values[name], "no such field")
+        for name in ("hidden", "vocab", "taps"):
+            if name not in values:
+                raise HeadError(name, None, "it is missing")
+        given = dict(values)
+        if not isinstance(given["taps"], (list, tuple)):
+            raise HeadError("taps", given["taps"], "a list of layers")
+        given["taps"] = tuple(given["taps"])
+        for name in ("causal", "ahead", "injection", "own_masks", "qk_norm", "bias"):
+            if name in given and not isinstance(given[name], bool):
+                raise HeadError(name, given[name], "true or false")
+        for name in ("rope_theta", "norm_eps", "embed_scale"):
+            if name in given and (
+                isinstance(given[name], bool) or not isinstance(given[name], (int, float))
+            ):
+                raise HeadError(name, given[name], "a number")
+        return HeadConfig(**given)
+
+
+def target_facts(facts: Architecture) -> dict[str, Any]:
+    """What a head's target must be: the fields that a head is compared with when it is loaded."""
+    return {
+        "model_type": facts.model_type,
+        "layers": facts.layers,
+        "hidden": facts.hidden,
+        "vocab": facts.vocab,
+    }
+
+
+def check_target(expected: Mapping[str, Any], facts: Architecture) -> None:
+    """Raise HeadError unless the head was made for a target like this (row M2).
+
+    The weights of the target are compared by ``weights`` where the head knows them.
+    """
+    for name, found in target_facts(facts).items():
+        if name in expected and expected[name] != found:
+            allowed = f"the head was made for {expected[name]!r}, this target has {found!r}"
+            raise HeadError(f"target.{name}", found, allowed)
+
+
+def _whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    sound = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not sound or (most is not None and isinstance(value, int) and value > most):
+        span = f"{least} or more" if most is None else f"{least} to {most}"
+        raise HeadError(name, value, f"a whole number, {span}")

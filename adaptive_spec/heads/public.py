@@ -1,0 +1,104 @@
+"""Heads that others have published: JetSpec, DFlash and DSpark checkpoints (anchors, section 4).
+
+They share names of tensors; what tells them apart stands in ``config.json``. JetSpec and DFlash
+differ in one flag (``dflash_config.causal_head``): who sees whom among the slots. DSpark adds a
+Markov head. Their slots guess the token at their own position, their masks are a token's embedding,
+and their context is not injected. EAGLE-3 drafts token by token with another architecture and is
+refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptive_spec.errors import HeadError
+from adaptive_spec.heads.config import FORMAT, HeadConfig
+from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.store import WEIGHTS, Stored, fill, load_head, read_config, read_weights
+
+_MARKOV = {
+    "markov_head.markov_w1.weight": "corrector.inward.weight",
+    "markov_head.markov_w2.weight": "corrector.outward",
+}
+_UNUSED = ("confidence_head.", "rotary_emb.", "embed_tokens.", "lm_head.")
+"""Tensors that are not needed to draft: estimates of our own, and what the target lends."""
+
+
+def load_any(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:
+    """A head in our own format or a public one.
+
+    Raises:
+        HeadError: it cannot be read, or is of a kind that is refused; the message says which.
+    """
+    about = read_config(folder)
+    if about.get("format") == FORMAT:
+        return load_head(folder, dtype)
+    names = list(read_names(folder))
+    if any(name.startswith("midlayer.") for name in names) or "d2t" in names:
+        raise HeadError("architecture", "EAGLE-3", "not supported: it drafts token by token")
+    if "speculators_config" in about:
+        raise HeadError("speculators_config", "speculators", "not supported: convert to DFlash")
+    return _dflash(Path(folder), about, dtype)
+
+
+def read_names(folder: str | Path) -> list[str]:
+    """Names of the tensors in a folder."""
+    return sorted(read_weights(Path(folder) / WEIGHTS))
+
+
+def _dflash(folder: Path, about: Mapping[str, Any], dtype: torch.dtype) -> Stored:
+    weights = {
+        _MARKOV.get(name, name): value
+        for name, value in read_weights(folder / WEIGHTS).items()
+        if not name.startswith(_UNUSED)
+    }
+    head = Head(_shape(about, weights))
+    fill(head, weights)
+    target = {"hidden": head.config.hidden, "vocab": head.config.vocab}
+    return Stored(head.to(dtype).eval(), target, {})
+
+
+def _shape(about: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> HeadConfig:
+    """Our config of their config; what theirs leaves out follows from the weights."""
+    nested = about.get("dflash_config")
+    inner = nested if isinstance(nested, Mapping) else {}
+
+    def wanted(name: str) -> Any:
+        found = inner.get(name, about.get(name))
+        if found is None:
+            raise HeadError(name, None, "it is missing")
+        return found
+
+    layers = {name.split(".")[1] for name in weights if name.startswith("layers.")}
+    markov = weights.get("corrector.inward.weight")
+    rope = about.get("rope_parameters")
+    theta = rope.get("rope_theta") if isinstance(rope, Mapping) else about.get("rope_theta")
+    heads = wanted("num_attention_heads")
+    return HeadConfig.read(
+        {
+            "hidden": wanted("hidden_size"),
+            "vocab": wanted("vocab_size"),
+            "taps": wanted("target_layer_ids"),
+            "layers": len(layers),
+            "heads": heads,
+            "kv_heads": about.get("num_key_value_heads", heads),
+            "head_dim": about.get("head_dim") or wanted("hidden_size") // heads,
+            "intermediate": wanted("intermediate_size"),
+            "block": wanted("block_size"),
+            "causal": bool(inner.get("causal_head", about.get("causal_head", False))),
+            "ahead": False,
+            "injection": False,
+            "own_masks": False,
+            "mask_token": wanted("mask_token_id"),
+            "qk_norm": "layers.0.self_attn.q_norm.weight" in weights,
+            "bias": "layers.0.self_attn.q_proj.bias" in weights,
+            "rope_theta": float(theta if theta is not None else 10_000.0),
+            "norm_eps": float(about.get("rms_norm_eps", 1e-6)),
+            "corrector": "none" if markov is None else "markov",
+            "rank": 1 if markov is None else markov.shape[1],
+        }
+    )

@@ -1,0 +1,150 @@
+"""A head on disk: ``config.json`` and ``model.safetensors`` in a folder, and nothing that runs.
+
+A head belongs to one target. What it was made for is written down and compared when it is loaded:
+the target's shape, and a digest of its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from adaptive_spec.errors import HeadError
+from adaptive_spec.heads.config import FORMAT, VERSION, HeadConfig
+from adaptive_spec.heads.head import Head
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+SAMPLE = 64
+"""Numbers of every weight that the digest looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A head and what is known about it."""
+
+    head: Head
+    target: Mapping[str, Any]
+    """Facts and digest of the target that it was made for."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Data, steps and results, for the model card."""
+
+
+def digest(model: torch.nn.Module) -> str:
+    """A hash of the target's weights, equal in float32 and bfloat16 if they hold equal numbers."""
+    found = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        found.update(f"{name} {tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
+        some = flat[:: max(flat.numel() // SAMPLE, 1)][:SAMPLE]
+        found.update(some.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+    return found.hexdigest()[:32]
+
+
+def save_head(
+    folder: str | Path,
+    head: Head,
+    target: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a head; files are replaced one by one, the weights first.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: (value.to(dtype) if value.is_floating_point() else value.to(torch.int32)).contiguous()
+        for name, value in head.state_dict().items()
+    }
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "head": head.config.as_dict(),
+        "target": dict(target),
+        "training": dict(training or {}),
+    }
+    fresh = place / f".{WEIGHTS}.tmp"
+    save_file(weights, fresh)
+    fresh.replace(place / WEIGHTS)
+    fresh = place / f".{CONFIG}.tmp"
+    fresh.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(place / CONFIG)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """``config.json`` of a folder.
+
+    Raises:
+        HeadError: it is missing or no JSON object.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise HeadError(CONFIG, str(folder), f"cannot be read: {error}") from None
+    if not isinstance(about, dict):
+        raise HeadError(CONFIG, type(about).__name__, "a JSON object")
+    return about
+
+
+def load_head(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:
+    """Read a head of our own format, on the CPU.
+
+    Raises:
+        HeadError: a file is missing or damaged, a field, name or shape is wrong; it is named.
+    """
+    about = read_config(folder)
+    for name, wanted in (("format", FORMAT), ("version", VERSION)):
+        if about.get(name) != wanted:
+            raise HeadError(name, about.get(name), f"only {wanted!r} can be read")
+    for name in ("head", "target"):
+        if not isinstance(about.get(name), dict):
+            raise HeadError(name, type(about.get(name)).__name__, "a JSON object")
+    config = HeadConfig.read(about["head"])
+    weights = read_weights(Path(folder) / WEIGHTS)
+    ids = weights.pop("draft_ids", None)
+    head = Head(config, None if ids is None else ids.long())
+    fill(head, weights)
+    training = about.get("training")
+    return Stored(head.to(dtype).eval(), about["target"], training if training else {})
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        HeadError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise HeadError(WEIGHTS, str(path), f"cannot be read: {error}") from None
+
+
+def fill(head: Head, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put ``weights`` into ``head``; every one must be there, of its shape, finite, and no more.
+
+    Raises:
+        HeadError: one is not; it is named.
+    """
+    own = {name: value for name, value in head.state_dict().items() if name != "draft_ids"}
+    for name in own.keys() ^ weights.keys():
+        raise HeadError(name, "tensor", "missing" if name in own else "unknown to this config")
+    for name, value in own.items():
+        given = weights[name]
+        if given.shape != value.shape:
+            raise HeadError(name, tuple(given.shape), f"expected {tuple(value.shape)}")
+        if not given.is_floating_point() or not bool(torch.isfinite(given).all()):
+            raise HeadError(name, str(given.dtype), "finite floating-point numbers")
+    head.load_state_dict(dict(weights), strict=False)

@@ -1,0 +1,93 @@
+"""Blocks to learn from: random anchors in written text, and who sees whom.
+
+Legend: B sequences, T tokens (padded), A anchors of a sequence, b slots of a block, S = T + A * b
+keys, n taps, H hidden.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from adaptive_spec.training.generating import Written
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Blocks of several sequences. Slot j of a block at anchor p learns the token after p + j."""
+
+    tokens: torch.Tensor
+    """[B, T] ids, 0 where padded."""
+    taps: torch.Tensor
+    """[B, T, n * H], zeros where padded."""
+    final: torch.Tensor
+    """[B, T, H] states before the target's output layer."""
+    anchors: torch.Tensor
+    """[B, A] positions, at least 1 each."""
+    valid: torch.Tensor
+    """[B, A, b] the slot has a token and a state to learn from."""
+    mask: torch.Tensor
+    """[B, 1, A * b, S]: the context before the anchor, and earlier slots of the block."""
+
+    def after(self, ahead: int = 1) -> torch.Tensor:
+        """[B, A, b] positions ``ahead`` of every slot, clipped to the text."""
+        size = self.valid.shape[2]
+        places = self.anchors[..., None] + torch.arange(size) + ahead
+        return places.clamp(max=self.tokens.shape[1] - 1)
+
+
+def batches(
+    texts: Iterator[Written], *, sequences: int, anchors: int, block: int, causal: bool, seed: int
+) -> Iterator[Batch]:
+    """Batches for as long as there are texts.
+
+    Args:
+        sequences: B. anchors: A; a short text has some of them twice.
+    """
+    luck = random.Random(seed)
+    usable = (text for text in texts if len(text.tokens) - text.prompt >= 2)
+    while some := list(islice(usable, sequences)):
+        yield batch_of(some, anchors, block, causal, luck)
+
+
+def batch_of(
+    texts: Sequence[Written], anchors: int, block: int, causal: bool, luck: random.Random
+) -> Batch:
+    """Blocks of the given texts at random anchors in their answers."""
+    length = max(len(text.tokens) for text in texts)
+    width, hidden = texts[0].taps.shape[1], texts[0].final.shape[1]
+    tokens = torch.zeros(len(texts), length, dtype=torch.long)
+    taps = torch.zeros(len(texts), length, width, dtype=texts[0].taps.dtype)
+    final = torch.zeros(len(texts), length, hidden, dtype=texts[0].final.dtype)
+    places, ends = [], []
+    for row, text in enumerate(texts):
+        size = len(text.tokens)
+        tokens[row, :size] = text.tokens.long()
+        taps[row, : size - 1], final[row, : size - 1] = text.taps, text.final
+        possible = range(max(text.prompt - 1, 1), size - 1)
+        picked = luck.sample(possible, min(anchors, len(possible)))
+        places.append(sorted([*picked, *luck.choices(possible, k=anchors - len(picked))]))
+        ends.append(size)
+    where, stop = torch.tensor(places), torch.tensor(ends)
+    slots = where[..., None] + torch.arange(block)
+    return Batch(
+        tokens=tokens,
+        taps=taps,
+        final=final,
+        anchors=where,
+        valid=slots + 1 < stop[:, None, None],
+        mask=_mask(where, length, block, causal),
+    )
+
+
+def _mask(anchors: torch.Tensor, length: int, block: int, causal: bool) -> torch.Tensor:
+    rows, count = anchors.shape
+    context = torch.arange(length) < anchors[..., None]
+    context = context.repeat_interleave(block, dim=1)
+    own = torch.ones(block, block, dtype=torch.bool)
+    own = torch.kron(torch.eye(count), (own.tril() if causal else own).float()).bool()
+    return torch.cat([context, own.expand(rows, -1, -1)], dim=2)[:, None]

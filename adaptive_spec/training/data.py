@@ -1,0 +1,124 @@
+"""Written text with its states on disk: shards within a stated bound, the oldest replaced first.
+
+A shard is a safetensors file of a few hundred sequences. Writing is atomic, so an interruption
+leaves whole shards; what fills a shard that never came to be is written again.
+
+Legend: T tokens of a sequence, N of a shard, n taps, H hidden.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from adaptive_spec.errors import TrainingError
+from adaptive_spec.training.generating import Written
+
+SHARD = 256
+"""Sequences of a shard."""
+
+
+class Shards:
+    """A folder of shards.
+
+    Args:
+        most_bytes: bound of all shards together; when it is reached, the oldest one goes.
+    """
+
+    def __init__(self, folder: str | Path, most_bytes: int) -> None:
+        self.folder, self.most_bytes = Path(folder), most_bytes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(".*.tmp"):
+            torn.unlink(missing_ok=True)
+
+    def paths(self) -> list[Path]:
+        """Shards by age, the oldest first."""
+        return sorted(self.folder.glob("*.safetensors"), key=lambda path: int(path.stem))
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.paths())
+
+    def tokens(self) -> int:
+        """Tokens of answers in all shards, from their headers."""
+        total = 0
+        for path in self.paths():
+            with safe_open(path, framework="pt") as file:
+                total += int((file.metadata() or {}).get("answer_tokens", 0))
+        return total
+
+    def add(self, sequences: Sequence[Written]) -> Path:
+        """Write a shard.
+
+        Raises:
+            TrainingError: there is no room on the disk, or the folder cannot be written.
+        """
+        known = self.paths()
+        path = self.folder / f"{int(known[-1].stem) + 1 if known else 0:06d}.safetensors"
+        sizes = torch.tensor([[len(one.tokens), one.prompt] for one in sequences])
+        tensors = {
+            "sizes": sizes,
+            "tokens": torch.cat([one.tokens for one in sequences]),
+            "taps": torch.cat([one.taps for one in sequences]),
+            "final": torch.cat([one.final for one in sequences]),
+        }
+        about = {"answer_tokens": str(int((sizes[:, 0] - sizes[:, 1]).sum()))}
+        fresh = self.folder / f".{path.name}.tmp"
+        try:
+            save_file(tensors, fresh, metadata=about)
+            fresh.replace(path)
+        except (OSError, SafetensorError) as error:
+            fresh.unlink(missing_ok=True)
+            raise TrainingError(f"cannot write training data to {self.folder}: {error}") from error
+        while self.bytes > self.most_bytes and len(self.paths()) > 1:
+            self.paths()[0].unlink()
+        return path
+
+    def fill(self, written: Iterable[Written]) -> Iterator[Path]:
+        """Write what comes, shard by shard; the last one may be small."""
+        waiting: list[Written] = []
+        for one in written:
+            waiting.append(one)
+            if len(waiting) == SHARD:
+                yield self.add(waiting)
+                waiting = []
+        if waiting:
+            yield self.add(waiting)
+
+    def read(self, path: Path) -> list[Written]:
+        """The sequences of a shard.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                sizes, tokens = file.get_tensor("sizes").tolist(), file.get_tensor("tokens")
+                taps, final = file.get_tensor("taps"), file.get_tensor("final")
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"cannot read training data {path}: {error}") from error
+        found, first, row = [], 0, 0
+        for size, prompt in sizes:
+            rows = slice(row, row + size - 1)
+            found.append(Written(tokens[first : first + size], prompt, taps[rows], final[rows]))
+            first, row = first + size, row + size - 1
+        return found
+
+    def endless(self, seed: int, held: int = 4) -> Iterator[Written]:
+        """Sequences in random order for ever; ``held`` shards are mixed, new ones are seen."""
+        luck, pool = random.Random(seed), []
+        while True:
+            paths = self.paths()
+            if not paths:
+                raise TrainingError(f"no training data in {self.folder}")
+            luck.shuffle(paths)
+            for place in range(0, len(paths), held):
+                pool = [one for path in paths[place : place + held] if path.exists()
+                        for one in self.read(path)]  # fmt: skip
+                luck.shuffle(pool)
+                yield from pool

@@ -1,0 +1,113 @@
+"""From a model's name to a trained head: what a training run is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptive_spec import models, prompts
+from adaptive_spec.errors import ArgumentError
+from adaptive_spec.heads.config import CORRECTORS, HeadConfig, target_facts
+from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.store import digest, load_head
+from adaptive_spec.target import decoder_layers, describe, head_facts, refuse
+from adaptive_spec.training.measuring import Measured
+from adaptive_spec.training.prompts import Fence
+from adaptive_spec.training.settings import ShapeSection, TrainingConfig
+from adaptive_spec.training.trainer import Run, Tell, frequent, warm_start
+from adaptive_spec.training.writing import Writer
+
+TAPS = 5
+FENCED = ("humaneval", "chat")
+"""Suites whose prompts are never trained on."""
+
+
+def spread(layers: int, count: int = TAPS) -> tuple[int, ...]:
+    """Layers to tap, spread over the depth (JetSpec: round(1 + i (L - 4) / (n - 1)))."""
+    if layers < count + 3:
+        return tuple(range(max(layers - 1, 1)))
+    return tuple(round(1 + i * (layers - 4) / (count - 1)) for i in range(count))
+
+
+def train(
+    model: str, out: str | Path, config: TrainingConfig, tell: Tell, begin: str | None = None
+) -> Measured:
+    """Train a head, or go on with the run that ``out`` holds.
+
+    Args:
+        begin: a head to begin with (its weights; optimiser and data are fresh).
+
+    Raises:
+        ArgumentError: a setting that does not fit the model.
+        TrainingError: ``out`` holds another run, or cannot be written.
+        HeadError: ``begin`` is not sound, or of another shape.
+    """
+    folder = Path(out)
+    if config.head.corrector not in CORRECTORS:
+        raise ArgumentError("corrector", config.head.corrector, f"one of {', '.join(CORRECTORS)}")
+    loaded, tokenizer = models.load(model, "bfloat16", progress=tell)
+    refuse(loaded)
+    facts = describe(loaded)
+    shape = config.head
+    taps = spread(facts.layers) if shape.taps is None else tuple(shape.taps)
+    if not taps or max(taps) >= facts.layers or min(taps) < 0:
+        raise ArgumentError("taps", list(taps), f"layers 0 to {facts.layers - 1}")
+    if shape.draft_vocab is not None and shape.draft_vocab > facts.vocab:
+        raise ArgumentError("draft_vocab", shape.draft_vocab, f"at most {facts.vocab}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError("out", str(out), f"a folder to write to ({error.strerror})") from error
+    fence = Fence(one.text for name in FENCED for one in prompts.suite(name, raw=True))
+    writer = Writer(loaded, tokenizer, list(decoder_layers(loaded)), taps, config.data, fence)
+    target = {**target_facts(facts), "digest": digest(loaded)}
+    head = _fresh(loaded, shape, taps)
+    run = Run(folder, config, head, target, writer, tell)
+    fresh = not run.resume()
+    if fresh and begin is not None:
+        given = load_head(begin).head
+        if given.config != head.config:
+            raise ArgumentError("begin", begin, "a head of the shape that the settings ask for")
+        head.load_state_dict(given.state_dict())
+        fresh = False
+    run.write(min(config.data.first_tokens, config.data.tokens))
+    if fresh and head.draft_ids is not None:
+        head.draft_ids.copy_(_vocabulary(run, shape, tokenizer))
+    elif head.draft_ids is not None and run.step:
+        stored = load_head(folder / "last").head.draft_ids
+        assert stored is not None
+        head.draft_ids.copy_(stored)
+    head.lend(
+        loaded.get_input_embeddings().weight.detach().float(),
+        loaded.get_output_embeddings().weight.detach().float(),
+    )
+    return run.learn()
+
+
+def _fresh(model: Any, shape: ShapeSection, taps: tuple[int, ...]) -> Head:
+    """A head with random weights, or those of the target's last layers where it can have them."""
+    config = HeadConfig(
+        **head_facts(model),
+        taps=taps,
+        layers=shape.layers,
+        block=shape.block,
+        draft_vocab=shape.draft_vocab,
+        injection=shape.injection,
+        corrector=shape.corrector,
+        rank=shape.rank,
+    )
+    count = shape.draft_vocab
+    torch.manual_seed(0)
+    head = Head(config, None if count is None else torch.arange(count))
+    if shape.warm_start:
+        warm_start(head, list(decoder_layers(model)), getattr(model.base_model, "norm", None))
+    return head
+
+
+def _vocabulary(run: Run, shape: ShapeSection, tokenizer: Any) -> torch.Tensor:
+    """The tokens that the target writes most, its special ones among them."""
+    assert shape.draft_vocab is not None
+    texts = (text for path in run.shards.paths() for text in run.shards.read(path))
+    return frequent(texts, shape.draft_vocab, tokenizer.all_special_ids[: shape.draft_vocab])

@@ -1,0 +1,272 @@
+"""The training run: write, learn, write more, check, keep what is best; resumable at any step.
+
+OUT/head        the best head so far (``heads.store``), with what is known about it
+OUT/last        the newest one, and OUT/state.* what else is needed to go on from it
+OUT/data        shards of written text; OUT/held_out those that are never learned from
+OUT/log.jsonl   a line per check: losses, acceptance by slot, text written, seconds
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from adaptive_spec.errors import HeadError, TrainingError
+from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.store import fill, read_weights, save_head
+from adaptive_spec.training.batches import batches
+from adaptive_spec.training.data import Shards
+from adaptive_spec.training.generating import Written
+from adaptive_spec.training.measuring import Measured, measure
+from adaptive_spec.training.objective import Weights, loss
+from adaptive_spec.training.settings import LearningSection, TrainingConfig
+from adaptive_spec.training.writing import Writer
+
+HEAD, LAST, DATA, HELD_OUT, LOG = "head", "last", "data", "held_out", "log.jsonl"
+STATE, MOMENTS = "state.json", "state.safetensors"
+LEAST_RATE = 0.1
+"""Share of the learning rate that is left at the end."""
+
+Tell = Callable[[str, float | None], None]
+
+
+class Run:
+    """One training run in a folder.
+
+    Args:
+        head: freshly made; replaced by what the folder holds if it was made before.
+        target: facts of the target for the head's config, see ``heads.config.target_facts``.
+        writer: where text comes from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainingConfig,
+        head: Head,
+        target: dict[str, Any],
+        writer: Writer,
+        tell: Tell,
+    ) -> None:
+        self._folder, self._config, self._tell = folder, config, tell
+        self.head, self._target, self._writer = head, target, writer
+        data = config.data
+        self.shards = Shards(folder / DATA, data.most_bytes)
+        self.held = Shards(folder / HELD_OUT, data.most_bytes)
+        self._learner = torch.optim.AdamW(
+            head.parameters(), lr=config.learning.rate, weight_decay=config.learning.decay
+        )
+        self.step, self._best, self._batches, self._seconds = 0, 0.0, 0, 0.0
+
+    # -- data -----------------------------------------------------------------------------------
+
+    def written(self) -> int:
+        """Answer tokens on disk."""
+        return self.shards.tokens()
+
+    def write(self, most: int) -> None:
+        """Write batches until ``most`` answer tokens are there; the first texts are held out."""
+        source = self._writer.batches(self._batches)
+        while (have := self.written()) < most:
+            self._tell("writing text to learn from", have / most)
+            texts = next(source)
+            self._batches += 1
+            if not self.held.paths():
+                size = min(self._config.learning.held_out, max(len(texts) // 2, 1))
+                self.held.add(texts[:size])
+                texts = texts[size:]
+            if texts:
+                self.shards.add(texts)
+            self._save_state()
+
+    # -- learning -------------------------------------------------------------------------------
+
+    def learn(self) -> Measured:
+        """Go on from the present step to the last; what the held-out texts say at the end."""
+        learning, data = self._config.learning, self._config.data
+        weights = Weights(learning.base, learning.token, learning.reach, learning.slots)
+        luck = torch.Generator().manual_seed(learning.seed + self.step)
+        stream = self._stream(learning)
+        found, recent, began = None, [], time.perf_counter()
+        while self.step < learning.steps:
+            if self.step % learning.write_every == 0 and self.written() < data.tokens:
+                self.write(min(self.written() + 1, data.tokens))
+                stream = self._stream(learning)
+            recent.append(self._learn_one(next(stream), weights, luck))
+            self.step += 1
+            self._tell("learning", self.step / learning.steps)
+            if self.step % learning.check_every == 0 or self.step == learning.steps:
+                self._seconds += time.perf_counter() - began
+                found = self.check(recent)
+                recent, began = [], time.perf_counter()
+        return found if found is not None else self.check(recent)
+
+    def _stream(self, learning: LearningSection) -> Iterator[Any]:
+        config = self.head.config
+        return batches(
+            self.shards.endless(learning.seed + self.step),
+            sequences=learning.sequences,
+            anchors=learning.anchors,
+            block=config.block,
+            causal=config.causal,
+            seed=learning.seed + self.step,
+        )
+
+    def _learn_one(self, batch: Any, weights: Weights, luck: torch.Generator) -> dict[str, float]:
+        learning = self._config.learning
+        for group in self._learner.param_groups:
+            group["lr"] = learning.rate * _schedule(self.step, learning)
+        self.head.train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            parts = loss(self.head, batch, weights, luck)
+        self._learner.zero_grad(set_to_none=True)
+        parts["total"].backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), learning.clip)
+        if bool(torch.isfinite(norm)):  # else this step teaches nothing
+            self._learner.step()
+        return {name: float(value) for name, value in parts.items()}
+
+    def check(self, recent: Sequence[dict[str, float]]) -> Measured:
+        """Measure on held-out text, write a line of the log, keep the head, the best one too."""
+        self.head.eval()
+        texts = [text for path in self.held.paths() for text in self.held.read(path)]
+        found = measure(self.head, texts)
+        losses = {
+            name: sum(one[name] for one in recent) / len(recent) for name in (recent or [{}])[0]
+        }
+        line = {
+            "step": self.step,
+            "seconds": self._seconds,
+            "written_tokens": self.written(),
+            **losses,
+            **found.as_dict(),
+        }
+        with (self._folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        about = {
+            "step": self.step,
+            "held_out": found.as_dict(),
+            "config": self._config.model_dump(),
+        }
+        save_head(self._folder / LAST, self.head, self._target, about, dtype=torch.float32)
+        if found.acceptance_length > self._best:
+            self._best = found.acceptance_length
+            save_head(self._folder / HEAD, self.head, self._target, about)
+        self._save_state()
+        return found
+
+    # -- going on -------------------------------------------------------------------------------
+
+    def _save_state(self) -> None:
+        state = {
+            "step": self.step,
+            "best": self._best,
+            "batches": self._batches,
+            "seconds": self._seconds,
+            "target": self._target,
+            "head": self.head.config.as_dict(),
+        }
+        moments = {
+            f"{index}.{name}": value
+            for index, entry in self._learner.state_dict()["state"].items()
+            for name, value in entry.items()
+        }
+        try:
+            fresh = self._folder / f".{MOMENTS}.tmp"
+            save_file(moments, fresh)
+            fresh.replace(self._folder / MOMENTS)
+            fresh = self._folder / f".{STATE}.tmp"
+            fresh.write_text(json.dumps(state), encoding="utf-8")
+            fresh.replace(self._folder / STATE)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"cannot write to {self._folder}: {error}") from error
+
+    def resume(self) -> bool:
+        """Take up a run that was begun in this folder; False if there is none.
+
+        Raises:
+            TrainingError: it was begun for another target or another head.
+        """
+        path = self._folder / STATE
+        if not path.exists():
+            return False
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            for name, mine in (("target", self._target), ("head", self.head.config.as_dict())):
+                if state[name] != mine:
+                    raise TrainingError(
+                        f"{self._folder} holds a run for another {name}; choose another folder"
+                    )
+            if state["step"]:
+                fill(
+                    self.head, _without_ids(read_weights(self._folder / LAST / "model.safetensors"))
+                )
+                moments = load_file(self._folder / MOMENTS)
+        except (OSError, ValueError, KeyError, HeadError, SafetensorError) as error:
+            raise TrainingError(f"{self._folder} cannot be taken up: {error}") from error
+        self.step, self._best = int(state["step"]), float(state["best"])
+        self._batches, self._seconds = int(state["batches"]), float(state["seconds"])
+        if state["step"]:
+            self._restore(moments)
+        return True
+
+    def _restore(self, moments: dict[str, torch.Tensor]) -> None:
+        known = self._learner.state_dict()
+        entries: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in moments.items():
+            index, _, name = key.partition(".")
+            entries.setdefault(int(index), {})[name] = value
+        self._learner.load_state_dict({**known, "state": entries})
+
+
+def frequent(texts: Iterator[Written], count: int, always: Sequence[int]) -> torch.Tensor:
+    """[count] ids, ascending: ``always`` and the most frequent tokens of the answers."""
+    seen: Counter[int] = Counter()
+    for text in texts:
+        seen.update(text.tokens[text.prompt :].tolist())
+    picked = dict.fromkeys(always)
+    for token, _ in seen.most_common():
+        if len(picked) >= count:
+            break
+        picked[token] = None
+    lowest = (token for token in range(count * 2) if token not in picked)
+    while len(picked) < count:
+        picked[next(lowest)] = None
+    return torch.tensor(sorted(picked))
+
+
+def warm_start(head: Head, layers: Sequence[Any], norm: Any) -> int:
+    """Begin with the target's last layers where shapes fit; returns how many tensors did."""
+    taken = 0
+    own = head.state_dict()
+    for place, layer in enumerate(list(layers)[-len(head.layers) :]):
+        for name, weight in layer.state_dict().items():
+            mine = own.get(f"layers.{place}.{name}")
+            if mine is not None and mine.shape == weight.shape:
+                mine.copy_(weight.float())
+                taken += 1
+    if norm is not None and own["norm.weight"].shape == norm.weight.shape:
+        own["norm.weight"].copy_(norm.weight.float())
+        taken += 1
+    return taken
+
+
+def _schedule(step: int, learning: LearningSection) -> float:
+    """Warm-up, then a cosine down to ``LEAST_RATE``."""
+    if step < learning.warmup:
+        return (step + 1) / learning.warmup
+    way = (step - learning.warmup) / max(learning.steps - learning.warmup, 1)
+    return LEAST_RATE + (1.0 - LEAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * min(way, 1.0)))
+
+
+def _without_ids(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights.items() if name != "draft_ids"}

@@ -1,0 +1,331 @@
+"""Draft heads: shapes, masks, context in slots, correctors, storage (rows C5, M2, X1)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adaptive_spec.cache import SlotPool
+from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter, for_target
+from adaptive_spec.errors import HeadError
+from adaptive_spec.heads.config import CORRECTORS, HeadConfig, target_facts
+from adaptive_spec.heads.context import ContextSlots
+from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.store import WEIGHTS, Stored, digest, load_head, save_head
+from adaptive_spec.hf import AdaptiveDecoder
+from adaptive_spec.target import describe, head_facts
+from adaptive_spec.testing.tiny import tiny_model
+from adaptive_spec.testing.yardsticks import check_state, plain, run
+from adaptive_spec.training.batches import batch_of
+from adaptive_spec.training.generating import Written
+from adaptive_spec.training.objective import answers
+
+PROMPT = [5, 6, 7, 8, 5, 6, 9, 10, 5, 6, 11, 12]
+
+
+def tiny_head(model: Any, seed: int = 0, **changes: Any) -> Head:
+    """A random head for a tiny model, with the model's weights lent to it."""
+    torch.manual_seed(seed)
+    known = {**head_facts(model), "taps": (0, 1), "block": 4, "layers": 2, "rank": 8}
+    config = HeadConfig(**{**known, **changes})
+    ids = None if config.draft_vocab is None else torch.arange(config.draft_vocab) + 2
+    head = Head(config, ids).eval()
+    for name, weight in head.named_parameters():
+        if "corrector" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    return head
+
+
+def written(model: Any, tokens: list[int], prompt: int, taps: tuple[int, ...]) -> Written:
+    """A text with its states, from a forward over all of it."""
+    with torch.no_grad():
+        found = model(torch.tensor([tokens]), output_hidden_states=True)
+    states = [found.hidden_states[tap + 1][0, :-1] for tap in taps]
+    final = found.hidden_states[-1][0, :-1]
+    return Written(torch.tensor(tokens, dtype=torch.int32), prompt, torch.cat(states, -1), final)
+
+
+@pytest.mark.fault("L1", "C5")
+@pytest.mark.parametrize("corrector", CORRECTORS)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "qwen3_moe"])
+def test_text_and_state_do_not_depend_on_the_head(kind: str, corrector: str) -> None:
+    model = tiny_model(kind)
+    want = plain(model, PROMPT, max_new_tokens=30)
+    drafter = CausalParallelDrafter(tiny_head(model, corrector=corrector), 512)
+    config = {"policy": "fixed:9"}
+    with AdaptiveDecoder(model, config, drafter=drafter) as decoder:
+        session = decoder.start(PROMPT, max_new_tokens=30)
+        while not session.finished:
+            session.step()
+            check_state(session)
+        assert session.generated == want
+        assert session.stats.num_draft_tokens > 0
+        assert session.stats.draft_faults == 0
+
+
+@pytest.mark.fault("L12")
+@pytest.mark.parametrize("temperature", [0.3, 0.8, 1.2])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_sampled_text_does_not_depend_on_the_head(temperature: float, coupled: bool) -> None:
+    model = tiny_model("llama")
+    call = {"max_new_tokens": 40, "do_sample": True, "temperature": temperature, "seed": 5}
+    want = plain(model, PROMPT, **call)
+    drafter = CausalParallelDrafter(tiny_head(model, corrector="gated"), 512, coupled=coupled)
+    with AdaptiveDecoder(model, {"policy": "fixed:9"}, drafter=drafter) as decoder:
+        assert run(decoder, PROMPT, **call) == want
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.parametrize("corrector", ["none", "recurrent"])
+def test_the_context_in_slots_is_that_of_a_fresh_pass(corrector: str) -> None:
+    """After many steps, drafts equal those of the whole text at once, as in training."""
+    model = tiny_model("llama")
+    head = tiny_head(model, corrector=corrector)
+    drafter = CausalParallelDrafter(head, 512, candidates=1000, siblings=4)
+    seen: list[tuple[list[int], Any]] = []
+    propose = drafter.propose
+
+    def spy(requests: Any, plans: Any) -> Any:
+        trees = propose(requests, plans)
+        seen.append((list(requests[0].tokens), trees[0]))
+        return trees
+
+    drafter.propose = spy  # type: ignore[method-assign]
+    with AdaptiveDecoder(model, {"policy": "fixed:9"}, drafter=drafter) as decoder:
+        run(decoder, PROMPT, max_new_tokens=30)
+    assert len(seen) > 5
+    for tokens, tree in seen:
+        text = written(model, [*tokens, 1, 1], len(tokens), head.config.taps)
+        fresh = _depth_one(head, text, len(tokens) - 1)
+        best = fresh.topk(4)
+        here = tree.parent == -1
+        assert tree.token[here].tolist() == best.indices.tolist()[: here.sum()]
+        assert np.allclose(tree.logq[here], best.values[: here.sum()].numpy(), atol=1e-4)
+
+
+@torch.no_grad()
+def _depth_one(head: Head, text: Written, anchor: int) -> torch.Tensor:
+    """[V] log-probabilities of the token after ``anchor``, by the pass that training uses."""
+
+    class Here:
+        def sample(self, possible: Any, count: int) -> list[int]:
+            return [anchor]
+
+        def choices(self, possible: Any, k: int) -> list[int]:
+            return []
+
+    block = head.config.block
+    batch = batch_of([text], 1, block, head.config.causal, Here())  # type: ignore[arg-type]
+    said = answers(head, batch)
+    return head.logits(said.hidden, said.states)[0, 0, 0].float().log_softmax(-1)
+
+
+@pytest.mark.parametrize("corrector", ["low_rank", "gated", "recurrent"])
+def test_branches_have_children_of_their_own(corrector: str) -> None:
+    """The same depth under another parent: without a corrector equal, with one different."""
+    model = tiny_model("llama")
+
+    def second_level(kind: str) -> list[list[tuple[int, float]]]:
+        head = tiny_head(model, corrector=kind)
+        drafter = CausalParallelDrafter(head, 512, siblings=4)
+        trees: list[Any] = []
+        propose = drafter.propose
+        drafter.propose = lambda r, p: trees.append(propose(r, p)) or trees[-1]  # type: ignore
+        with AdaptiveDecoder(model, {"policy": "fixed:24"}, drafter=drafter) as decoder:
+            run(decoder, PROMPT, max_new_tokens=4)
+        tree = trees[0][0]
+        parents = [i for i in range(len(tree)) if tree.parent[i] == -1]
+        found = []
+        for parent in parents:
+            below = np.flatnonzero(tree.parent == parent)[:2]
+            found.append([(int(tree.token[i]), round(float(tree.logq[i]), 5)) for i in below])
+        return [one for one in found if len(one) == 2]
+
+    bare, own = second_level("none"), second_level(corrector)
+    assert len(bare) > 1
+    assert all(one == bare[0] for one in bare)
+    assert len(own) > 1
+    assert any(one != own[0] for one in own)
+
+
+def test_packed_requests_draft_what_they_draft_alone() -> None:
+    model = tiny_model("qwen3")
+    head = tiny_head(model, corrector="gated")
+    prompts = [PROMPT, PROMPT[3:], PROMPT[:2], [9]]
+
+    def trees(groups: list[list[list[int]]]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for group in groups:
+            drafter = CausalParallelDrafter(head, 512)
+            propose = drafter.propose
+
+            def spy(requests: Any, plans: Any, propose: Any = propose) -> Any:
+                answer = propose(requests, plans)
+                for request, tree in zip(requests, answer, strict=True):
+                    found.setdefault(request.id, []).append((tree.token.tolist(), tree.logq))
+                return answer
+
+            drafter.propose = spy  # type: ignore[method-assign]
+            with AdaptiveDecoder(model, {"policy": "fixed:6"}, drafter=drafter) as decoder:
+                sessions = [
+                    decoder.start(p, max_new_tokens=12, request_id=str(prompts.index(p)))
+                    for p in group
+                ]
+                while live := [s for s in sessions if not s.finished]:
+                    decoder.step(live)
+        return found
+
+    together, alone = trees([prompts]), trees([[p] for p in prompts])
+    assert together.keys() == alone.keys()
+    for name, steps in alone.items():
+        for (mine, q), (theirs, p) in zip(steps, together[name], strict=True):
+            assert mine == theirs
+            assert np.allclose(q, p, atol=1e-4)
+
+
+def test_a_pruned_vocabulary_drafts_its_own_tokens() -> None:
+    model = tiny_model("llama")
+    head = tiny_head(model, draft_vocab=20, corrector="low_rank")
+    drafter = CausalParallelDrafter(head, 512)
+    tokens: set[int] = set()
+    propose = drafter.propose
+
+    def spy(requests: Any, plans: Any) -> Any:
+        answer = propose(requests, plans)
+        tokens.update(answer[0].token.tolist())
+        return answer
+
+    drafter.propose = spy  # type: ignore[method-assign]
+    with AdaptiveDecoder(model, {"policy": "fixed:16"}, drafter=drafter) as decoder:
+        assert run(decoder, PROMPT, max_new_tokens=20) == plain(model, PROMPT, max_new_tokens=20)
+    assert tokens
+    assert tokens <= set(range(2, 22))
+
+
+def test_slots_of_requests_that_are_gone_are_free() -> None:
+    model = tiny_model("llama")
+    drafter = CausalParallelDrafter(tiny_head(model), 512)
+    with AdaptiveDecoder(model, {"policy": "fixed:4"}, drafter=drafter) as decoder:
+        for _ in range(5):
+            run(decoder, PROMPT, max_new_tokens=10)
+        assert drafter.context.pool.high_water == 0
+        assert not drafter._memories
+
+
+def test_a_context_that_holds_nothing_non_finite() -> None:
+    """After a forward with NaN in it the draft slots are cleared, and the next draft is sound."""
+    model = tiny_model("llama")
+    head = tiny_head(model)
+    context = ContextSlots(head.config, SlotPool(8, 64), torch.float32, torch.device("cpu"))
+    extend = context.extend(4)
+    shape = (1, head.config.kv_heads, 4, head.config.head_dim)
+    extend[0](torch.full(shape, float("nan")), torch.zeros(shape))
+    context.clear()
+    keys, values = context.extend(4)[0](torch.zeros(shape), torch.zeros(shape))
+    assert torch.isfinite(keys).all()
+    assert torch.isfinite(values).all()
+
+
+# -- storage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("M2")
+def test_a_stored_head_comes_back(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    head = tiny_head(model, corrector="recurrent", draft_vocab=30)
+    facts = {**target_facts(describe(model)), "digest": digest(model)}
+    save_head(tmp_path, head, facts, {"step": 3}, dtype=torch.float32)
+    found = load_head(tmp_path)
+    assert found.head.config == head.config
+    assert found.training == {"step": 3}
+    for name, value in head.state_dict().items():
+        assert torch.equal(found.head.state_dict()[name], value), name
+    drafter = for_target(found, model)
+    with AdaptiveDecoder(model, {"policy": "fixed:4"}, drafter=drafter) as decoder:
+        assert run(decoder, PROMPT, max_new_tokens=10) == plain(model, PROMPT, max_new_tokens=10)
+
+
+@pytest.mark.fault("M2")
+@pytest.mark.parametrize("field", ["model_type", "layers", "hidden", "vocab", "digest"])
+def test_a_head_for_another_target_is_refused(field: str) -> None:
+    model = tiny_model("llama")
+    facts = {**target_facts(describe(model)), "digest": digest(model)}
+    other = {**facts, field: "x" if isinstance(facts[field], str) else facts[field] + 1}
+    with pytest.raises(HeadError, match=field):
+        for_target(Stored(tiny_head(model), other), model)
+
+
+def test_the_digest_sees_a_change_and_no_dtype() -> None:
+    model = tiny_model("llama").to(torch.bfloat16)
+    before = digest(model)
+    assert digest(model.float()) == before
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] += 1
+    assert digest(model) != before
+
+
+@pytest.mark.fault("X1", "M2")
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"format": "other"}, "format"),
+        ({"version": 2}, "version"),
+        ({"head": []}, "head"),
+        ({"head.block": 0}, "block"),
+        ({"head.block": "8"}, "block"),
+        ({"head.taps": "0"}, "taps"),
+        ({"head.taps": []}, "taps"),
+        ({"head.corrector": "x"}, "corrector"),
+        ({"head.auto_map": "x.y"}, "auto_map"),
+        ({"head.hidden": 8}, "expected"),
+        ({"head.layers": 3}, "layers.2"),
+        ({"head.rope_theta": "big"}, "rope_theta"),
+        ({"head.causal": 1}, "causal"),
+    ],
+    ids=str,
+)
+def test_damaged_configs_are_refused_by_field(
+    tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    model = tiny_model("llama")
+    save_head(tmp_path, tiny_head(model), target_facts(describe(model)))
+    about = json.loads((tmp_path / "config.json").read_text())
+    for key, value in change.items():
+        section, _, name = key.rpartition(".")
+        (about[section] if section else about)[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(HeadError, match=field):
+        load_head(tmp_path)
+
+
+@pytest.mark.fault("X1")
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(HeadError, match="config"):
+        load_head(tmp_path)
+    head = tiny_head(model)
+    save_head(tmp_path, head, target_facts(describe(model)))
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    for damage in (b"", whole[: len(whole) // 2], b"\x00" * 100):
+        (tmp_path / WEIGHTS).write_bytes(damage)
+        with pytest.raises(HeadError, match="safetensors"):
+            load_head(tmp_path)
+    with torch.no_grad():
+        head.fc.weight[0, 0] = float("inf")
+    save_head(tmp_path, head, target_facts(describe(model)))
+    with pytest.raises(HeadError, match=r"fc\.weight"):
+        load_head(tmp_path)
+
+
+def test_configs_are_read_back() -> None:
+    config = HeadConfig(hidden=16, vocab=32, taps=(0, 1), heads=2, kv_heads=1)
+    assert HeadConfig.read(json.loads(json.dumps(config.as_dict()))) == config
+    assert config.depth == 8
+    assert replace(config, ahead=False).depth == 7

@@ -1,0 +1,334 @@
+"""Training: prompts, generation with states, shards, blocks, the loss, and runs that go on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adaptive_spec.errors import ConfigError, TrainingError
+from adaptive_spec.heads.config import HeadConfig, target_facts
+from adaptive_spec.heads.head import Head
+from adaptive_spec.target import decoder_layers, describe, head_facts
+from adaptive_spec.testing.tiny import tiny_model
+from adaptive_spec.training.batches import batch_of
+from adaptive_spec.training.data import Shards
+from adaptive_spec.training.generating import LOOP, PERIOD, Written, write
+from adaptive_spec.training.measuring import measure
+from adaptive_spec.training.objective import Weights, loss
+from adaptive_spec.training.prompts import (
+    Fence,
+    Prompt,
+    arithmetic_prompts,
+    code_prompts,
+    fenced,
+    mixed,
+)
+from adaptive_spec.training.run import spread
+from adaptive_spec.training.settings import TrainingConfig, load_training_config
+from adaptive_spec.training.trainer import Run, frequent, warm_start
+
+# -- prompts ---------------------------------------------------------------------------------------
+
+
+def test_prompts_of_every_kind() -> None:
+    code, sums = code_prompts(1), arithmetic_prompts(50, 1)
+    assert len(code) > 500
+    assert {one.kind for one in code} == {"code"}
+    assert code == code_prompts(1) != code_prompts(2)
+    assert len({one.text for one in sums}) > 40
+    picked = mixed([code, sums], [0.8, 0.2], seed=3)
+    assert len(picked) == 250
+    assert sum(one.kind == "arithmetic" for one in picked) == 50
+
+
+def test_what_resembles_a_fenced_text_is_left_out() -> None:
+    fence = Fence(["Write a function that counts the vowels in a given word, please.", "Two words"])
+    given = [
+        Prompt("write a function THAT counts the vowels in a given sentence", "code"),
+        Prompt("Two words", "chat"),
+        Prompt("Two words more than that are fine", "chat"),
+        Prompt("Write a function that counts vowels.", "code"),
+        Prompt("Write a function that counts vowels.", "code"),
+    ]
+    assert [one.text for one in fenced(given, fence)] == [given[2].text, given[3].text]
+
+
+# -- generation ------------------------------------------------------------------------------------
+
+
+def _written(model: Any, prompts: torch.Tensor, **changes: Any) -> list[Written]:
+    options = {"max_new_tokens": 20, "temperature": 0.0, "end_tokens": [3], "seed": 0, **changes}
+    return list(write(model, decoder_layers(model), (0, 1), prompts, **options))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+def test_greedy_batches_write_what_generate_writes(kind: str) -> None:
+    model = tiny_model(kind)
+    prompts = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [20, 21, 22, 23]])
+    found = _written(model, prompts)
+    assert len(found) == 3
+    for one in found:
+        row = one.tokens[:4].tolist()
+        want = model.generate(
+            torch.tensor([row]), max_new_tokens=20, do_sample=False, eos_token_id=3, pad_token_id=0
+        )[0]
+        size = len(one.tokens)
+        assert one.tokens.tolist() == want[:size].tolist()
+        with torch.no_grad():
+            states = model(want[None, :size], output_hidden_states=True).hidden_states
+        taps = torch.cat([states[1][0], states[2][0]], dim=-1)[: size - 1]
+        assert torch.allclose(one.taps.float(), taps, atol=0.05, rtol=0.02)
+        assert torch.allclose(one.final.float(), states[-1][0, : size - 1], atol=0.05, rtol=0.02)
+
+
+def test_rows_leave_when_they_end_or_run_in_circles() -> None:
+    model = tiny_model("llama")
+    prompts = torch.randint(4, 60, (12, 5), generator=torch.Generator().manual_seed(0))
+    long = _written(model, prompts, max_new_tokens=2 * LOOP, end_tokens=[])
+    ends = {int(one.tokens[9]) for one in long}
+    short = _written(model, prompts, max_new_tokens=2 * LOOP, end_tokens=sorted(ends))
+    assert all(len(one.tokens) <= 10 or int(one.tokens[-1]) in ends for one in short)
+    for one in long:
+        tail = one.tokens[one.prompt :][-LOOP:]
+        if len(tail) == LOOP:
+            circles = any(bool((tail[p:] == tail[:-p]).all()) for p in range(1, PERIOD + 1))
+            assert not circles
+    sampled = _written(model, prompts, temperature=1.0, seed=1)
+    again = _written(model, prompts, temperature=1.0, seed=1)
+    assert [one.tokens.tolist() for one in sampled] == [one.tokens.tolist() for one in again]
+
+
+# -- shards ----------------------------------------------------------------------------------------
+
+
+def _text(
+    size: int = 12, prompt: int = 4, seed: int = 0, taps: int = 2, hidden: int = 8
+) -> Written:
+    draw = torch.Generator().manual_seed(seed)
+    return Written(
+        torch.randint(4, 60, (size,), generator=draw, dtype=torch.int32),
+        prompt,
+        torch.randn(size - 1, taps * hidden, generator=draw).bfloat16(),
+        torch.randn(size - 1, hidden, generator=draw).bfloat16(),
+    )
+
+
+def test_shards_come_back_and_keep_their_bound(tmp_path: Path) -> None:
+    texts = [_text(10 + i, seed=i) for i in range(5)]
+    shards = Shards(tmp_path, 1 << 30)
+    path = shards.add(texts)
+    for mine, theirs in zip(texts, shards.read(path), strict=True):
+        assert torch.equal(mine.tokens, theirs.tokens)
+        assert torch.equal(mine.taps, theirs.taps)
+        assert torch.equal(mine.final, theirs.final)
+        assert mine.prompt == theirs.prompt
+    assert shards.tokens() == sum(len(one.tokens) - one.prompt for one in texts)
+    small = Shards(tmp_path, int(2.5 * path.stat().st_size))
+    for _ in range(4):
+        small.add(texts)
+    assert [one.stem for one in small.paths()] == ["000003", "000004"]
+    assert small.bytes <= small.most_bytes
+    (tmp_path / ".000009.safetensors.tmp").write_bytes(b"torn")
+    Shards(tmp_path, 1 << 30)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_damaged_shard_and_a_full_disk_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = Shards(tmp_path, 1 << 30)
+    with pytest.raises(TrainingError, match="no training data"):
+        next(shards.endless(0))
+    path = shards.add([_text()])
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(TrainingError, match=path.name):
+        shards.read(path)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adaptive_spec.training.data.save_file", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        shards.add([_text()])
+    assert len(shards.paths()) == 1
+
+
+# -- blocks and loss -------------------------------------------------------------------------------
+
+
+def test_a_slot_sees_the_context_and_earlier_slots_of_its_block() -> None:
+    texts = [_text(14, 4, 1), _text(9, 3, 2)]
+    batch = batch_of(texts, 5, 4, True, random.Random(0))
+    size = batch.tokens.shape[1]
+    assert batch.mask.shape == (2, 1, 20, size + 20)
+    for row, text in enumerate(texts):
+        for block in range(5):
+            anchor = int(batch.anchors[row, block])
+            assert text.prompt - 1 <= anchor < len(text.tokens) - 1
+            for slot in range(4):
+                seen = batch.mask[row, 0, 4 * block + slot]
+                assert seen[:size].tolist() == [place < anchor for place in range(size)]
+                own = [4 * block <= key <= 4 * block + slot for key in range(20)]
+                assert seen[size:].tolist() == own
+                valid = anchor + slot + 1 < len(text.tokens)
+                assert bool(batch.valid[row, block, slot]) == valid
+    assert batch.after(2)[0, 0].tolist() == [
+        min(int(batch.anchors[0, 0]) + 2 + j, size - 1) for j in range(4)
+    ]
+
+
+def _head(model: Any, **changes: Any) -> Head:
+    torch.manual_seed(1)
+    known = {**head_facts(model), "taps": (0, 1), "block": 4, "layers": 1, "rank": 8}
+    config = HeadConfig(**{**known, **changes})
+    ids = None if config.draft_vocab is None else torch.arange(config.draft_vocab) + 2
+    head = Head(config, ids)
+    head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    return head
+
+
+@pytest.mark.parametrize("corrector", ["none", "low_rank", "gated", "recurrent"])
+def test_the_loss_falls_on_text_that_it_sees(corrector: str) -> None:
+    model = tiny_model("llama")
+    texts = _written(model, torch.tensor([[5, 6, 7], [9, 10, 11], [20, 21, 22]]), end_tokens=[])
+    head = _head(model, corrector=corrector, draft_vocab=50)
+    learner = torch.optim.AdamW(head.parameters(), lr=5e-3)
+    luck, weights = torch.Generator().manual_seed(0), Weights(slots=64)
+    losses = []
+    for step in range(60):
+        batch = batch_of(texts, 8, 4, True, random.Random(step))
+        parts = loss(head, batch, weights, luck)
+        learner.zero_grad()
+        parts["total"].backward()
+        learner.step()
+        losses.append(float(parts["corrected"]))
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    assert measure(head.eval(), texts).acceptance_length > 1.3
+
+
+def test_a_warm_start_takes_the_last_layers() -> None:
+    model = tiny_model("llama")
+    head = _head(model, layers=2)
+    layers = decoder_layers(model)
+    taken = warm_start(head, layers, model.base_model.norm)
+    assert taken == 2 * len(layers[-1].state_dict()) + 1
+    last = layers[-1].self_attn.q_proj.weight
+    assert torch.equal(head.layers[1].self_attn.q_proj.weight, last)
+
+
+def test_taps_and_vocabulary() -> None:
+    assert spread(30) == (1, 8, 14, 20, 27)
+    assert spread(36) == (1, 9, 17, 25, 33)
+    assert spread(2) == (0,)
+    ids = frequent(iter([_text(30, 4, seed) for seed in range(3)]), 20, [0, 1])
+    assert len(ids) == 20
+    assert {0, 1} <= set(ids.tolist())
+    assert bool((ids[1:] > ids[:-1]).all())
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+class Pen:
+    """A writer of tiny texts."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.asked = model, []
+
+    def batches(self, batch: int = 0) -> Iterator[list[Written]]:
+        while True:
+            self.asked.append(batch)
+            draw = torch.Generator().manual_seed(batch)
+            yield _written(self.model, torch.randint(4, 60, (8, 5), generator=draw), end_tokens=[])
+            batch += 1
+
+
+SETTINGS = TrainingConfig.model_validate(
+    {
+        "data": {"tokens": 400, "first_tokens": 150},
+        "learning": {
+            "steps": 8,
+            "sequences": 2,
+            "anchors": 4,
+            "slots": 16,
+            "write_every": 3,
+            "check_every": 4,
+            "held_out": 3,
+            "warmup": 2,
+        },
+    }
+)
+
+
+def _run(folder: Path, model: Any, settings: TrainingConfig = SETTINGS, **changes: Any) -> Run:
+    facts = target_facts(describe(model))
+    head = _head(model, corrector="gated", **changes)
+    return Run(folder, settings, head, facts, Pen(model), lambda *_: None)  # type: ignore[arg-type]
+
+
+def test_a_run_writes_learns_checks_and_goes_on(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    run = _run(tmp_path, model)
+    assert not run.resume()
+    run.write(150)
+    first = run.written()
+    assert first >= 150
+    run.learn()
+    assert run.step == 8
+    assert run.written() > first  # more was written on the way
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8]
+    assert {"corrected", "base", "accepted", "acceptance_length", "written_tokens"} <= set(lines[0])
+    assert (tmp_path / "head" / "model.safetensors").exists()
+
+    more = SETTINGS.model_copy(
+        update={"learning": SETTINGS.learning.model_copy(update={"steps": 12})}
+    )
+    again = _run(tmp_path, model, more)
+    assert again.resume()
+    assert again.step == 8
+    assert torch.equal(again.head.fc.weight, run.head.fc.weight)
+    mine, theirs = again._learner.state_dict()["state"], run._learner.state_dict()["state"]
+    assert torch.equal(mine[0]["exp_avg"], theirs[0]["exp_avg"])
+    again.learn()
+    assert again.step == 12
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    run = _run(tmp_path, model)
+    run.write(150)
+    with pytest.raises(TrainingError, match="another head"):
+        _run(tmp_path, model, block=5).resume()
+    other = _run(tmp_path, model)
+    other._target = {**other._target, "vocab": 1}
+    with pytest.raises(TrainingError, match="another target"):
+        other.resume()
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(TrainingError, match="taken up"):
+        _run(tmp_path, model).resume()
+
+
+def test_settings_are_strict(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[learning]\nsteps = 5\n[head]\nblock = 4\n")
+    found = load_training_config(path)
+    assert (found.learning.steps, found.head.block) == (5, 4)
+    for text, word in (
+        ("[learning]\nstep = 5", "step"),
+        ("[head]\nblock = 0", "block"),
+        ("x", "x"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=word):
+            load_training_config(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_training_config(tmp_path / "none.toml")
+    assert load_training_config(None) == TrainingConfig()
