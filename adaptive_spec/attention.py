@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "adaptive_spec_grouped"
 SDPA = "sdpa"
@@ -73,7 +74,7 @@ class Grouped:
     """Points a model at ``grouped_attention`` for the length of a forward.
 
     Args:
-        model: nothing is changed unless it is on a CPU and attends by ``sdpa``.
+        model: nothing is changed unless it is on a CPU and attends by transformers' own ``sdpa``.
     """
 
     def __init__(self, model: Any) -> None:
@@ -83,7 +84,9 @@ class Grouped:
         self._configs = [
             config
             for config in configs.values()
-            if model.device.type == "cpu" and getattr(config, "_attn_implementation", None) == SDPA
+            if model.device.type == "cpu"
+            and getattr(config, "_attn_implementation", None) == SDPA
+            and ALL_ATTENTION_FUNCTIONS[SDPA] is sdpa_attention_forward
         ]
 
     @contextmanager

@@ -557,9 +557,9 @@ def test_combined_edges_stay_probabilities(
 # -- speed ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("levels", "most"), [(16, 120e-6), (128, 300e-6)])
+@pytest.mark.parametrize(("levels", "most"), [(16, 300e-6), (128, 600e-6)])
 def test_it_costs_little(levels: int, most: float) -> None:
-    """The fastest of many calls on 32 nodes (80 us on an idle machine) and on 256."""
+    """The fastest of many calls on 32 nodes (80 us on an idle machine, 200 on a busy one)."""
     model, rng = OnlineAcceptance(["a"]), np.random.default_rng(12)
     tree = ladder(rng, levels)
     extra = {name: np.ones(len(tree)) for name in ("match_length", "count")}

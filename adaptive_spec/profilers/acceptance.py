@@ -114,13 +114,19 @@ class OnlineAcceptance:
             return
         if known is not tree or heat_then != heat:
             rows = _edge_rows(tree, heat)
-        self._verdicts.append((rows[use], tree.drafter[use], chosen[use], weight[use]))
+        verdict = rows, tree.drafter, chosen, weight
+        if not use.all():
+            verdict = rows[use], tree.drafter[use], chosen[use], weight[use]
+        self._verdicts.append(verdict)
         if len(self._verdicts) >= self._every:
             self._learn()
 
     def _learn(self) -> None:
         """Take in the verdicts that have come together."""
-        rows, drafter, chosen, weight = map(np.concatenate, zip(*self._verdicts, strict=True))
+        if len(self._verdicts) == 1:
+            rows, drafter, chosen, weight = self._verdicts[0]
+        else:
+            rows, drafter, chosen, weight = map(np.concatenate, zip(*self._verdicts, strict=True))
         self._verdicts.clear()
         for model, part in self._by_drafter(drafter):
             model.update(rows[part], chosen[part], weight[part])
