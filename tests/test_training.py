@@ -233,6 +233,12 @@ def test_taps_and_vocabulary() -> None:
     assert bool((ids[1:] > ids[:-1]).all())
 
 
+def test_kinds_that_are_missing_are_left_out() -> None:
+    sums = arithmetic_prompts(10, 1)
+    assert mixed([[], sums], [0.5, 0.5]) != []
+    assert mixed([[], []], [0.5, 0.5]) == []
+
+
 # -- runs ------------------------------------------------------------------------------------------
 
 
@@ -332,3 +338,88 @@ def test_settings_are_strict(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_training_config(tmp_path / "none.toml")
     assert load_training_config(None) == TrainingConfig()
+
+
+# -- the whole way ---------------------------------------------------------------------------------
+
+
+SMALL_RUN = """
+[head]
+layers = 1
+block = 3
+draft_vocab = 200
+rank = 8
+[data]
+tokens = 300
+first_tokens = 100
+rows = 6
+max_new_tokens = 24
+longest_prompt = 200
+code = 0.5
+chat = 0.0
+arithmetic = 0.5
+[learning]
+steps = 4
+sequences = 2
+anchors = 4
+slots = 16
+check_every = 2
+write_every = 2
+held_out = 2
+"""
+
+
+def test_train_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head for a saved tiny model: trained, taken up again, and used by name."""
+    from adaptive_spec import prompts
+    from adaptive_spec.cli.main import run as command
+    from adaptive_spec.hf import AdaptiveDecoder
+    from adaptive_spec.models import load
+    from adaptive_spec.testing.tiny import save_tiny
+    from adaptive_spec.testing.yardsticks import plain
+    from adaptive_spec.testing.yardsticks import run as decode
+
+    asked: list[str] = []
+
+    def suite(name: str, **options: Any) -> list[Any]:
+        asked.append(name)
+        return [prompts.Prompt(f"{name}/0", "What is 12 + 34? Show every step.")]
+
+    monkeypatch.setattr(prompts, "suite", suite)
+    model = save_tiny(tmp_path / "model")
+    (tmp_path / "run.toml").write_text(SMALL_RUN)
+    out = tmp_path / "out"
+    call = ["train", "--model", model, "--out", str(out), "--config", str(tmp_path / "run.toml")]
+    assert command([*call, "--threads", "1", "--json"]) == 0
+    assert asked == ["humaneval", "chat"]
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+
+    (tmp_path / "run.toml").write_text(SMALL_RUN.replace("steps = 4", "steps = 6"))
+    assert command([*call, "--threads", "1"]) == 0
+    assert len((out / "log.jsonl").read_text().splitlines()) == 3
+    (tmp_path / "run.toml").write_text(SMALL_RUN.replace("block = 3", "block = 4"))
+    assert command([*call, "--threads", "1"]) == 1
+
+    loaded, _ = load(model, "float32")
+    config = {"policy": "fixed:6", "drafter": f"causal_parallel:{out / 'head'}+suffix"}
+    with AdaptiveDecoder(loaded, config) as decoder:
+        prompt = list(b"one two one two one")
+        assert decode(decoder, prompt, max_new_tokens=20) == plain(
+            loaded, prompt, max_new_tokens=20
+        )
+
+
+def test_bad_settings_of_a_run_are_named(tmp_path: Path) -> None:
+    from adaptive_spec.cli.main import run as command
+    from adaptive_spec.testing.tiny import save_tiny
+
+    model, config = save_tiny(tmp_path / "model"), tmp_path / "run.toml"
+    call = ["train", "--model", model, "--out", str(tmp_path / "out"), "--config", str(config)]
+    for text in ("[head]\ntaps = [9]", "[head]\ncorrector = 'x'", "[head]\ndraft_vocab = 100000"):
+        config.write_text(text)
+        assert command([*call, "--threads", "1"]) == 2
+    (tmp_path / "file").write_text("")
+    config.write_text("")
+    call[call.index(str(tmp_path / "out"))] = str(tmp_path / "file")
+    assert command([*call, "--threads", "1"]) == 2

@@ -141,8 +141,10 @@ def arithmetic_prompts(count: int, seed: int = 0) -> list[Prompt]:
 def mixed(
     parts: Sequence[Sequence[Prompt]], shares: Sequence[float], seed: int = 0
 ) -> list[Prompt]:
-    """Kinds in random order, each as often as its share says, as long as the scarcest lasts."""
-    whole = min(len(part) / share for part, share in zip(parts, shares, strict=True) if share > 0)
+    """Kinds in random order, each as often as its share says, as long as the scarcest lasts; a kind
+    of which there is none is left out."""
+    asked = [(len(part), share) for part, share in zip(parts, shares, strict=True)]
+    whole = min((size / share for size, share in asked if share > 0 and size), default=0.0)
     picked = [
         prompt
         for part, share in zip(parts, shares, strict=True)

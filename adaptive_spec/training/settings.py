@@ -33,6 +33,7 @@ class DataSection(_Section):
     tokens: int = Field(1_000_000, ge=1, description="answer tokens to write in all")
     first_tokens: int = Field(200_000, ge=1, description="answer tokens before training begins")
     most_bytes: int = Field(20_000_000_000, ge=1 << 20, description="bound of the data on disk")
+    longest_prompt: int = Field(384, ge=8, description="tokens; longer prompts are left out")
     rows: int = Field(96, ge=1, le=4096, description="prompts of a batch")
     max_new_tokens: int = Field(256, ge=8, le=8192)
     greedy: float = Field(0.7, ge=0, le=1, description="share of batches written greedily")

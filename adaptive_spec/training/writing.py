@@ -53,6 +53,8 @@ class Writer:
         ends = model.generation_config.eos_token_id
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
         self._code = code_prompts(settings.seed) if settings.code else []
+        limit: int = model.config.get_text_config().max_position_embeddings
+        self._longest = min(settings.longest_prompt, limit - settings.max_new_tokens)
 
     def batches(self, batch: int = 0) -> Iterator[list[Written]]:
         """Answers of one batch of prompts after the other; ``batch`` were written before."""
@@ -60,7 +62,8 @@ class Writer:
         while True:
             luck = random.Random(settings.seed + batch)
             if len(waiting) < 2 * settings.rows:
-                waiting += [self._ids(self._template(one.text)) for one in self._prompts(batch)]
+                fresh = [self._ids(self._template(one.text)) for one in self._prompts(batch)]
+                waiting += [ids for ids in fresh if len(ids) <= self._longest]
             if not waiting:
                 raise TrainingError("no prompts are left to write about")
             prompts = self._picked(waiting, luck)
