@@ -410,6 +410,35 @@ def test_train_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
 
 
+def test_a_report_of_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from adaptive_spec.cli.main import run as command
+    from adaptive_spec.heads.store import digest, save_head
+    from adaptive_spec.models import load
+    from adaptive_spec.testing.tiny import save_tiny
+
+    name = save_tiny(tmp_path / "model")
+    model, _ = load(name, "float32")
+    facts = {**target_facts(describe(model)), "digest": digest(model)}
+    head = _head(model, corrector="recurrent", block=5)
+    for parameter in head.corrector.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_head(tmp_path / "head", head, facts, dtype=torch.float32)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "one two one two"}\n')
+    call = f"heads report {tmp_path / 'head'} --model {name} --prompts {tmp_path / 'p.jsonl'}"
+    options = "--max-new-tokens 24 --dtype float32 --threads 1"
+    assert command([*call.split(), *options.split(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["tau_by_budget"]) == ["1", "2", "4", "8", "16", "32", "64"]
+    assert all(1.0 <= value <= 6.0 for value in found["tau_by_budget"].values())
+    assert set(found["faithfulness"]) == {"corrected", "zeroed"} == set(found["branch_hits"])
+    assert found["faithfulness"]["corrected"] != found["faithfulness"]["zeroed"]
+    assert set(found["branch_hits"]["zeroed"]) == {"2", "3", "4"}
+    assert found["coverage"] == 1.0
+    assert found["draft_share"] > 0
+    assert command([*call.split(), *options.split()]) == 0
+    assert "branches 2 to 5" in capsys.readouterr().out
+
+
 def test_bad_settings_of_a_run_are_named(tmp_path: Path) -> None:
     from adaptive_spec.cli.main import run as command
     from adaptive_spec.testing.tiny import save_tiny

@@ -25,6 +25,7 @@ from adaptive_spec.cli.calibrate import calibrate
 from adaptive_spec.cli.catalogue import models, policies
 from adaptive_spec.cli.demo import demo
 from adaptive_spec.cli.generate import ANY_VOCAB, generate
+from adaptive_spec.cli.heads import heads
 from adaptive_spec.cli.inspect import inspect
 from adaptive_spec.cli.train import train
 from adaptive_spec.errors import (
@@ -54,6 +55,7 @@ app.command()(inspect)
 app.command()(calibrate)
 app.command()(train)
 app.add_typer(models, name="models")
+app.add_typer(heads, name="heads")
 app.command()(policies)
 
 
