@@ -248,7 +248,7 @@ class CausalParallelDrafter:
         if parents:
             found = corrector.step(torch.stack(parents), tokens, embedded)
         else:
-            found = corrector.start(tokens, embedded)
+            found = corrector.read(tokens, embedded)
         for (draft, node), state in zip(asked, found, strict=True):
             draft.states[node] = state
         return found

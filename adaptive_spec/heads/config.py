@@ -130,7 +130,7 @@ def target_facts(facts: Architecture) -> dict[str, Any]:
 def check_target(expected: Mapping[str, Any], facts: Architecture) -> None:
     """Raise HeadError unless the head was made for a target like this (row M2).
 
-    The weights of the target are compared by ``weights`` where the head knows them.
+    The weights of the target are compared by ``digest`` where the head knows it.
     """
     for name, found in target_facts(facts).items():
         if name in expected and expected[name] != found:

@@ -27,17 +27,13 @@ from adaptive_spec.heads.config import HeadConfig
 class Corrector(nn.Module):
     """Corrects nothing; the base of those that do, and the head without one.
 
-    ``start`` is the branch state at the anchor, ``step`` goes on by one token, ``states`` does so
+    ``read`` is the branch state at the anchor, ``step`` goes on by one token, ``states`` does so
     along whole paths. ``shift`` is added to a slot's state before the output layer, ``bias`` to
     the logits of candidates after it.
     """
 
     size = 1
     """Width of a branch state."""
-
-    def start(self, token: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        """The newest token: [...] target ids and [..., H] embeddings -> [..., size]."""
-        return self.read(token, embedded)
 
     def step(
         self, state: torch.Tensor, token: torch.Tensor, embedded: torch.Tensor
@@ -46,7 +42,7 @@ class Corrector(nn.Module):
         return self.read(token, embedded)
 
     def read(self, token: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        """[..., size] what a token by itself says."""
+        """[..., size] what a token by itself says, of [...] target ids and [..., H] embeddings."""
         return embedded[..., : self.size]
 
     def states(self, token: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:

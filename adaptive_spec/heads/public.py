@@ -37,23 +37,20 @@ def load_any(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:
     about = read_config(folder)
     if about.get("format") == FORMAT:
         return load_head(folder, dtype)
-    names = list(read_names(folder))
-    if any(name.startswith("midlayer.") for name in names) or "d2t" in names:
+    weights = read_weights(Path(folder) / WEIGHTS)
+    if any(name.startswith("midlayer.") for name in weights) or "d2t" in weights:
         raise HeadError("architecture", "EAGLE-3", "not supported: it drafts token by token")
     if "speculators_config" in about:
         raise HeadError("speculators_config", "speculators", "not supported: convert to DFlash")
-    return _dflash(Path(folder), about, dtype)
+    return _dflash(weights, about, dtype)
 
 
-def read_names(folder: str | Path) -> list[str]:
-    """Names of the tensors in a folder."""
-    return sorted(read_weights(Path(folder) / WEIGHTS))
-
-
-def _dflash(folder: Path, about: Mapping[str, Any], dtype: torch.dtype) -> Stored:
+def _dflash(
+    given: Mapping[str, torch.Tensor], about: Mapping[str, Any], dtype: torch.dtype
+) -> Stored:
     weights = {
         _MARKOV.get(name, name): value
-        for name, value in read_weights(folder / WEIGHTS).items()
+        for name, value in given.items()
         if not name.startswith(_UNUSED)
     }
     head = Head(_shape(about, weights))

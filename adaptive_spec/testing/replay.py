@@ -22,6 +22,7 @@ from adaptive_spec.config import load_config
 from adaptive_spec.decoder import Decoder
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.drafters.registry import DraftContext
+from adaptive_spec.errors import UnsupportedError
 from adaptive_spec.packing import PackedBatch
 from adaptive_spec.profilers.acceptance import OnlineAcceptance
 from adaptive_spec.sampling import Sampler
@@ -181,4 +182,4 @@ def _charge(drafter: Any, target: RecordTarget) -> None:
 
 
 def _no_model(name: str) -> tuple[Any, Any]:
-    raise NotImplementedError("replay has no draft models")
+    raise UnsupportedError(f"draft model {name}: replay has none")

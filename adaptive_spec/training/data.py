@@ -1,6 +1,6 @@
 """Written text with its states on disk: shards within a stated bound, the oldest replaced first.
 
-A shard is a safetensors file of a few hundred sequences. Writing is atomic, so an interruption
+A shard is a safetensors file of one batch of sequences. Writing is atomic, so an interruption
 leaves whole shards; what fills a shard that never came to be is written again.
 
 Legend: T tokens of a sequence, N of a shard, n taps, H hidden.
@@ -9,7 +9,7 @@ Legend: T tokens of a sequence, N of a shard, n taps, H hidden.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +18,6 @@ from safetensors.torch import save_file
 
 from adaptive_spec.errors import TrainingError
 from adaptive_spec.training.generating import Written
-
-SHARD = 256
-"""Sequences of a shard."""
 
 
 class Shards:
@@ -79,17 +76,6 @@ class Shards:
             self.paths()[0].unlink()
         return path
 
-    def fill(self, written: Iterable[Written]) -> Iterator[Path]:
-        """Write what comes, shard by shard; the last one may be small."""
-        waiting: list[Written] = []
-        for one in written:
-            waiting.append(one)
-            if len(waiting) == SHARD:
-                yield self.add(waiting)
-                waiting = []
-        if waiting:
-            yield self.add(waiting)
-
     def read(self, path: Path) -> list[Written]:
         """The sequences of a shard.
 
@@ -111,7 +97,7 @@ class Shards:
 
     def endless(self, seed: int, held: int = 4) -> Iterator[Written]:
         """Sequences in random order for ever; ``held`` shards are mixed, new ones are seen."""
-        luck, pool = random.Random(seed), []
+        luck = random.Random(seed)
         while True:
             paths = self.paths()
             if not paths:

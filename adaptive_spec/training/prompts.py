@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import random
 import re
-import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -158,8 +157,3 @@ def fenced(prompts: Iterable[Prompt], fence: Fence) -> list[Prompt]:
     """The prompts that share no run of words with what is fenced off, each once."""
     once = {prompt.text: prompt for prompt in prompts}
     return [prompt for prompt in once.values() if fence.lets_in(prompt.text)]
-
-
-def python_version() -> str:
-    """Of the standard library that the prompts come from: another one gives other prompts."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}"

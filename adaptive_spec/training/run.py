@@ -65,20 +65,15 @@ def train(
     target = {**target_facts(facts), "digest": digest(loaded)}
     head = _fresh(loaded, shape, taps)
     run = Run(folder, config, head, target, writer, tell)
-    fresh = not run.resume()
-    if fresh and begin is not None:
+    run.resume()
+    if run.step == 0 and begin is not None:
         given = load_head(begin).head
         if given.config != head.config:
             raise ArgumentError("begin", begin, "a head of the shape that the settings ask for")
         head.load_state_dict(given.state_dict())
-        fresh = False
     run.write(min(config.data.first_tokens, config.data.tokens))
-    if fresh and head.draft_ids is not None:
+    if run.step == 0 and begin is None and head.draft_ids is not None:
         head.draft_ids.copy_(_vocabulary(run, shape, tokenizer))
-    elif head.draft_ids is not None and run.step:
-        stored = load_head(folder / "last").head.draft_ids
-        assert stored is not None
-        head.draft_ids.copy_(stored)
     head.lend(
         loaded.get_input_embeddings().weight.detach().float(),
         loaded.get_output_embeddings().weight.detach().float(),

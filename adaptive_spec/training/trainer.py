@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from adaptive_spec.errors import HeadError, TrainingError
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import fill, read_weights, save_head
+from adaptive_spec.heads.store import WEIGHTS, fill, read_weights, save_head
 from adaptive_spec.training.batches import batches
 from adaptive_spec.training.data import Shards
 from adaptive_spec.training.generating import Written
@@ -207,9 +207,11 @@ class Run:
                         f"{self._folder} holds a run for another {name}; choose another folder"
                     )
             if state["step"]:
-                fill(
-                    self.head, _without_ids(read_weights(self._folder / LAST / "model.safetensors"))
-                )
+                weights = read_weights(self._folder / LAST / WEIGHTS)
+                ids = weights.pop("draft_ids", None)
+                fill(self.head, weights)
+                if self.head.draft_ids is not None and ids is not None:
+                    self.head.draft_ids.copy_(ids)
                 moments = load_file(self._folder / MOMENTS)
         except (OSError, ValueError, KeyError, HeadError, SafetensorError) as error:
             raise TrainingError(f"{self._folder} cannot be taken up: {error}") from error
@@ -266,7 +268,3 @@ def _schedule(step: int, learning: LearningSection) -> float:
         return (step + 1) / learning.warmup
     way = (step - learning.warmup) / max(learning.steps - learning.warmup, 1)
     return LEAST_RATE + (1.0 - LEAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * min(way, 1.0)))
-
-
-def _without_ids(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in weights.items() if name != "draft_ids"}
