@@ -36,32 +36,35 @@ def grouped_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention under a mask [1, 1, M, S]; all else goes to transformers' own function.
+    """Attention under a mask [1, 1, M, S], or of one row that sees everything (there transformers
+    asks torch to group, which a CPU does slowly); all else goes to transformers' own function.
 
     Args:
-        query: [1, heads, M, d]; key, value: [1, kv_heads, S, d].
+        query: [B, heads, M, d]; key, value: [B, kv_heads, S, d]. B is 1 under a mask.
 
     Returns:
-        [1, M, heads, d], and None in place of weights.
+        [B, M, heads, d], and None in place of weights.
     """
     heads, kv_heads, rows = query.shape[1], key.shape[1], query.shape[2]
     plain = (
-        rows > 1
-        and heads > kv_heads
-        and query.shape[0] == 1
-        and attention_mask is not None
-        and attention_mask.shape[:2] == (1, 1)
+        heads > kv_heads
         and options.get("position_bias") is None
         and options.get("softcap") is None
+        and (
+            rows == 1
+            if attention_mask is None
+            else rows > 1 and query.shape[0] == 1 and attention_mask.shape[:2] == (1, 1)
+        )
     )
-    if not plain or attention_mask is None:
+    if not plain:
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **options
         )
         return found
-    group = heads // kv_heads
-    folded = query.reshape(1, kv_heads, group * rows, query.shape[3])
-    mask = attention_mask.expand(1, group, rows, -1).reshape(1, 1, group * rows, -1)
+    group, mask = heads // kv_heads, attention_mask
+    folded = query.reshape(query.shape[0], kv_heads, group * rows, query.shape[3])
+    if mask is not None:
+        mask = mask.expand(1, group, rows, -1).reshape(1, 1, group * rows, -1)
     out = scaled_dot_product_attention(folded, key, value, mask, dropout, scale=scaling)
     return out.reshape(query.shape).transpose(1, 2).contiguous(), None
 

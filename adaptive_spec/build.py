@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adaptive_spec.budget_log import BudgetLog, LogSettings, NullLog, open_log
 from adaptive_spec.config import Config
 from adaptive_spec.drafters.base import Drafter
 from adaptive_spec.drafters.registry import DRAFTERS, DraftContext
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.heads.shelf import made_for
 from adaptive_spec.profilers import calibration
 from adaptive_spec.profilers.acceptance import OnlineAcceptance
 from adaptive_spec.profilers.hardware import fingerprint, peaks
@@ -20,16 +22,33 @@ from adaptive_spec.profilers.roofline import Coefficients, Roofline
 from adaptive_spec.registry import Entry
 from adaptive_spec.types import Architecture
 
+AUTO, SUFFIX = "auto", "suffix"
 LEARN_EVERY = 4
 """Verified trees between two refits of the acceptance model."""
+
+
+def settle(config: Config, model: Any, facts: Architecture) -> Config:
+    """``config`` with a drafter in place of ``auto``: what suits the target.
+
+    That is the head that ships for its weights together with ``suffix``, or ``suffix`` alone.
+    """
+    if config.drafter != AUTO:
+        return config
+    head = made_for(model, facts)
+    drafter = SUFFIX if head is None else f"causal_parallel:{head}+{SUFFIX}"
+    return config.model_copy(update={"drafter": drafter})
 
 
 def find_drafters(config: Config) -> list[tuple[Entry[Drafter], str | None]]:
     """Registry entries and arguments of the drafters that ``config.drafter`` names.
 
+    None for ``auto``, which only a target can settle.
+
     Raises:
         UnknownNameError: a name is not valid. ArgumentError: one comes twice.
     """
+    if config.drafter == AUTO:
+        return []
     found = [DRAFTERS.find(name.strip()) for name in config.drafter.split("+")]
     names = [entry.name for entry, _ in found]
     if len(set(names)) < len(names):
@@ -38,7 +57,7 @@ def find_drafters(config: Config) -> list[tuple[Entry[Drafter], str | None]]:
 
 
 def build_drafters(config: Config, context: DraftContext) -> list[Drafter]:
-    """The drafters that ``config.drafter`` names, in that order.
+    """The drafters that ``config.drafter`` names, in that order; ``auto`` must be settled.
 
     Raises:
         UnknownNameError, ArgumentError: a name or its argument is not valid.

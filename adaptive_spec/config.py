@@ -71,11 +71,22 @@ class DraftModelSection(_Section):
     siblings: int = Field(8, ge=1, le=64, description="children considered per node")
 
 
+class CausalParallelSection(_Section):
+    """Options of the ``causal_parallel`` drafter."""
+
+    width: int = Field(8, ge=1, le=64, description="nodes expanded together")
+    siblings: int = Field(8, ge=1, le=64, description="children considered per node")
+
+
 class Config(_Section):
     """Everything that can be set. See ``adaptive_spec/configs`` for the presets."""
 
     policy: str = Field("marginal", description="NAME or NAME:ARG, see `adaptive-spec policies`")
-    drafter: str = Field("suffix", description="NAME[:ARG][+NAME...], see `adaptive-spec policies`")
+    drafter: str = Field(
+        "auto",
+        description="NAME[:ARG][+NAME...], see `adaptive-spec policies`; auto: the head that ships "
+        "for the target together with suffix, or suffix alone",
+    )
     coupled: bool = Field(
         True,
         description="when sampling, let drafters read the noise that the target will draw with",
@@ -89,6 +100,7 @@ class Config(_Section):
     log: LogSection = LogSection()
     suffix: SuffixSection = SuffixSection()
     draft_model: DraftModelSection = DraftModelSection()
+    causal_parallel: CausalParallelSection = CausalParallelSection()
 
     def drafter_options(self, name: str) -> dict[str, Any]:
         """The drafter's own section as keyword options; {} for drafters without one."""

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from adaptive_spec.arguments import check_values
-from adaptive_spec.build import build_drafters, build_log, build_models, save_models
+from adaptive_spec.build import build_drafters, build_log, build_models, save_models, settle
 from adaptive_spec.calls import Call, checked, prepared
 from adaptive_spec.config import ConfigLike, load_config
 from adaptive_spec.decoder import Decoder
@@ -26,7 +26,7 @@ from adaptive_spec.models import load
 from adaptive_spec.outputs import assemble
 from adaptive_spec.row_rules import stop_string_criteria
 from adaptive_spec.session import Session
-from adaptive_spec.target import Target, refuse
+from adaptive_spec.target import Target, describe, refuse
 
 
 class AdaptiveDecoder(Decoder):
@@ -50,6 +50,7 @@ class AdaptiveDecoder(Decoder):
         resolved = load_config(config)
         refuse(model)
         if drafter is None:
+            resolved = settle(resolved, model, describe(model))
             drafter = build_drafters(resolved, draft_context(model))
         drafters = list(drafter) if isinstance(drafter, Sequence) else [drafter]
         names = [one.name for one in drafters]

@@ -15,6 +15,7 @@ import torch
 from adaptive_spec.errors import ConfigError, TrainingError
 from adaptive_spec.heads.config import HeadConfig, target_facts
 from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.store import digest
 from adaptive_spec.target import decoder_layers, describe, head_facts
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.training.batches import batch_of
@@ -274,9 +275,9 @@ SETTINGS = TrainingConfig.model_validate(
 
 
 def _run(folder: Path, model: Any, settings: TrainingConfig = SETTINGS, **changes: Any) -> Run:
-    facts = target_facts(describe(model))
+    facts = {**target_facts(describe(model)), "digest": digest(model)}
     head = _head(model, corrector="gated", **changes)
-    return Run(folder, settings, head, facts, Pen(model), lambda *_: None)  # type: ignore[arg-type]
+    return Run(folder, settings, head, facts, Pen(model), lambda *_: None, "tiny")  # type: ignore[arg-type]
 
 
 def test_a_run_writes_learns_checks_and_goes_on(tmp_path: Path) -> None:
@@ -293,6 +294,9 @@ def test_a_run_writes_learns_checks_and_goes_on(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [4, 8]
     assert {"corrected", "base", "accepted", "acceptance_length", "written_tokens"} <= set(lines[0])
     assert (tmp_path / "head" / "model.safetensors").exists()
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert "Draft head for tiny" in card
+    assert (tmp_path / "head" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     more = SETTINGS.model_copy(
         update={"learning": SETTINGS.learning.model_copy(update={"steps": 12})}
@@ -412,7 +416,7 @@ def test_train_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_report_of_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from adaptive_spec.cli.main import run as command
-    from adaptive_spec.heads.store import digest, save_head
+    from adaptive_spec.heads.store import save_head
     from adaptive_spec.models import load
     from adaptive_spec.testing.tiny import save_tiny
 
@@ -425,18 +429,25 @@ def test_a_report_of_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     save_head(tmp_path / "head", head, facts, dtype=torch.float32)
     (tmp_path / "p.jsonl").write_text('{"prompt": "one two one two"}\n')
     call = f"heads report {tmp_path / 'head'} --model {name} --prompts {tmp_path / 'p.jsonl'}"
-    options = "--max-new-tokens 24 --dtype float32 --threads 1"
+    png = tmp_path / "curves.png"
+    options = f"--max-new-tokens 24 --dtype float32 --threads 1 --png {png}"
     assert command([*call.split(), *options.split(), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found["tau_by_budget"]) == ["1", "2", "4", "8", "16", "32", "64"]
     assert all(1.0 <= value <= 6.0 for value in found["tau_by_budget"].values())
-    assert set(found["faithfulness"]) == {"corrected", "zeroed"} == set(found["branch_hits"])
+    kinds = {"corrected", "uncorrected", "zeroed"}
+    assert set(found["faithfulness"]) == kinds == set(found["branch_hits"])
+    assert found["faithfulness"]["uncorrected"] is None
     assert found["faithfulness"]["corrected"] != found["faithfulness"]["zeroed"]
     assert set(found["branch_hits"]["zeroed"]) == {"2", "3", "4"}
     assert found["coverage"] == 1.0
     assert found["draft_share"] > 0
-    assert command([*call.split(), *options.split()]) == 0
-    assert "branches 2 to 5" in capsys.readouterr().out
+    assert png.read_bytes().startswith(b"\x89PNG")
+    none = _head(model, corrector="none", block=5)
+    none.norm.weight.data *= 30  # sure of itself, so that its trees are deep
+    save_head(tmp_path / "none", none, facts, dtype=torch.float32)
+    assert command([*call.split(), *options.split(), "--against", str(tmp_path / "none")]) == 0
+    assert "branches 2 to 5, uncorrected" in capsys.readouterr().out
 
 
 def test_bad_settings_of_a_run_are_named(tmp_path: Path) -> None:

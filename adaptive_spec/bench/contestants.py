@@ -8,15 +8,17 @@ decode without speculation, whatever drafters the others use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from adaptive_spec.bench.settings import BenchSettings, unknown
-from adaptive_spec.build import find_drafters
+from adaptive_spec.build import find_drafters, settle
 from adaptive_spec.config import Config, LogSection, load_config
 from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.target import describe
 from adaptive_spec.types import Plan
 
 PLAIN = "plain"
@@ -82,6 +84,18 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
     if settings.baseline is not None and settings.baseline not in names:
         raise unknown("--baseline", settings.baseline, names)
     return found
+
+
+def settled(found: Sequence[Contestant], model: Any) -> list[Contestant]:
+    """The same, with the drafter that ``auto`` stands for on ``model``."""
+    facts = describe(model)
+    done = []
+    for one in found:
+        if one.config is not None:
+            config = settle(one.config, model, facts)
+            one = replace(one, config=config, drafter=one.drafter and config.drafter)
+        done.append(one)
+    return done
 
 
 def _without_log(config: Config, policy: str, drafter: str) -> Config:

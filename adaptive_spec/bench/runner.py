@@ -19,7 +19,7 @@ import torch
 from adaptive_spec import models, prompts
 from adaptive_spec.bench import machine as facts
 from adaptive_spec.bench.bundle import Bundle
-from adaptive_spec.bench.contestants import Contestant, contestants
+from adaptive_spec.bench.contestants import Contestant, contestants, settled
 from adaptive_spec.bench.decoding import Batch, Threads, ignore_end, runner
 from adaptive_spec.bench.result import BenchResult, Row
 from adaptive_spec.bench.settings import BenchSettings
@@ -45,6 +45,7 @@ def run_bench(settings: BenchSettings, progress: Progress = silent) -> BenchResu
     models.resolve(settings.model, progress=progress)
     with _threads(settings.threads) as threads:
         loaded = [_load(settings, settings.dtypes[0], suite, progress)]
+        names = settled(names, loaded[0][0])
         _rehearse(names, loaded[0][0], threads)
         plain = names[0].config
         assert plain is not None

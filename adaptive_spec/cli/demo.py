@@ -121,7 +121,8 @@ def run(name: str, size: int, log_path: Path) -> list[Result]:
 def picture(log: Path, request: str) -> None:
     """Draw the timeline of a request beside the log, if the log can be read back."""
     from adaptive_spec.cli.inspect_facts import read_facts
-    from adaptive_spec.cli.timeline import render, save
+    from adaptive_spec.cli.timeline import render
+    from adaptive_spec.pictures import save
 
     path = log.with_suffix(".png")
     try:

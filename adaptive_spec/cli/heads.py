@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from adaptive_spec.cli.generate import check_machine
-from adaptive_spec.cli.output import print_json, progress, results
+from adaptive_spec.cli.output import print_json, progress, remark, results
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
-heads = typer.Typer(help="Draft heads: measure one by decoding with it.", no_args_is_help=True)
+heads = typer.Typer(
+    help="List the draft heads that ship, or measure one by decoding with it.",
+    invoke_without_command=True,
+)
 
 
 @heads.callback()
-def _root() -> None:
-    """Draft heads."""
+def _list(context: typer.Context, json: Json = False) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    from adaptive_spec.heads.shelf import listing
+
+    entries = listing()
+    if json:
+        print_json({"heads": [asdict(entry) for entry in entries]})
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("target", "size", "parameters", "layers", "block", "corrector", "chain"):
+        table.add_column(heading, no_wrap=True)
+    for entry in entries:
+        length = entry.acceptance_length
+        table.add_row(
+            entry.name,
+            f"{entry.bytes / 1e6:.1f} MB",
+            f"{entry.parameters / 1e6:.1f}M",
+            str(entry.layers),
+            str(entry.block),
+            entry.corrector,
+            "-" if length is None else f"{length:.2f} tokens/step",
+        )
+    results.print(table)
+    results.print("A target uses its head by itself; another: --drafter causal_parallel:FOLDER.")
 
 
 @heads.command()
 def report(
-    name: Annotated[str, typer.Argument(help="Folder of a head.")],
+    name: Annotated[
+        str, typer.Argument(help="A name of `adaptive-spec heads`, a folder or a hub id.")
+    ],
     prompts: Annotated[
         str, typer.Option(help="FILE.jsonl with a prompt a line, humaneval or chat.")
     ],
@@ -33,6 +63,10 @@ def report(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens per request.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Head of the same size, trained without a corrector.")
+    ] = None,
+    png: Annotated[Path, typer.Option(help="File for the curves.")] = Path("head.png"),
     json: Json = False,
 ) -> None:
     """Tokens per step by budget, acceptance by depth and rank, and how true the branches are."""
@@ -53,11 +87,25 @@ def report(
             max_new_tokens=max_new_tokens,
             dtype=dtype,
             tell=show,
+            against=against,
         )
     if json:
         print_json(found)
     else:
         _show(found)
+    _draw(png, reporting.picture(name, found))
+
+
+def _draw(path: Path, picture: bytes) -> None:
+    """Write the curves; exit code 1 if that fails, after the figures were printed."""
+    from adaptive_spec.pictures import save
+
+    try:
+        save(path, picture)
+    except OSError as error:
+        remark(f"error: --png {path}: cannot be written ({error.strerror or error})")
+        raise typer.Exit(1) from error
+    remark(f"curves: {path}")
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -69,7 +117,10 @@ def _show(found: dict[str, Any]) -> None:
             table.add_row(key, f"{value:.2f}")
         results.print(table)
     for kind, gap in found["faithfulness"].items():
-        hits = ", ".join(f"{d}: {h:.0%}" for d, h in found["branch_hits"].get(kind, {}).items())
+        if gap is None:
+            continue
+        shares = found["branch_hits"].get(kind) or {}
+        hits = ", ".join(f"{depth}: {share:.0%}" for depth, share in shares.items())
         results.print(f"branches 2 to 5, {kind}: gap {gap:.1f} nats; best child right at {hits}")
     share, coverage = found["draft_share"], found["coverage"]
     results.print(f"a draft takes {share:.1%} of a plain step; {coverage:.1%} of tokens are known")

@@ -236,7 +236,8 @@ def _draw(path: Path, chosen: Request | None, facts: Facts) -> None:
     if request is None or not request.steps:
         remark("error: --png: the log holds no steps to draw")
         raise typer.Exit(1)
-    from adaptive_spec.cli.timeline import render, save
+    from adaptive_spec.cli.timeline import render
+    from adaptive_spec.pictures import save
 
     name = clean(request.id, NAME)
     picture = render(f"request {name}", request.steps)

@@ -6,18 +6,15 @@ all of them. A panel that the log has no numbers for is left out and named at th
 
 from __future__ import annotations
 
-import io
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from adaptive_spec.cli.inspect_records import MULTIPLIERS, Step
+from adaptive_spec.pictures import ascii_only, figure, png
 from adaptive_spec.types import Bools, Floats
 
 WINDOW: Final = 16
@@ -61,20 +58,11 @@ class Panel:
 
 def render(title: str, steps: Sequence[Step]) -> bytes:
     """The timeline of at least one step, as a PNG."""
-    import matplotlib as mpl
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     wanted = panels(steps)
     shown, missing = [panel for panel in wanted if panel.known], absent(wanted)
     x = axis(steps)
-    buffer = io.BytesIO()
-    with matplotlib.style.context("default"):  # whatever the user's matplotlibrc says
-        mpl.rcParams["agg.path.chunksize"] = 10_000  # Agg refuses longer wild paths
-        figure = Figure(figsize=(12, 1.2 + 2.1 * max(len(shown), 1)), layout="constrained")
-        FigureCanvasAgg(figure)
-        rows = figure.subplots(max(len(shown), 1), 1, sharex=True, squeeze=False)[:, 0]
+    with figure(12, 1.2 + 2.1 * max(len(shown), 1)) as made:
+        rows = made.subplots(max(len(shown), 1), 1, sharex=True, squeeze=False)[:, 0]
         for axes, panel in zip(rows, shown, strict=False):
             _draw(axes, x, panel)
         for axes in rows:
@@ -85,22 +73,9 @@ def render(title: str, steps: Sequence[Step]) -> bytes:
             axes.set_ylabel(panel.unit)
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
         note = f"\nnot in the log: {', '.join(missing)}" if missing else ""
-        figure.suptitle(_ascii(title), parse_math=False)
-        figure.supxlabel(f"step{note}", fontsize="medium")
-        figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-def save(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(data)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        made.suptitle(ascii_only(title), parse_math=False)
+        made.supxlabel(f"step{note}", fontsize="medium")
+        return png(made)
 
 
 def panels(steps: Sequence[Step]) -> list[Panel]:
@@ -223,8 +198,3 @@ def _wide(values: Floats) -> bool:
     if not len(known) or known.min() <= 0:
         return False
     return bool(known.max() > SPREAD * np.median(known))
-
-
-def _ascii(text: str) -> str:
-    """What every font has."""
-    return text.encode("ascii", "backslashreplace").decode("ascii")

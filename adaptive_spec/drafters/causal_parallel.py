@@ -166,6 +166,7 @@ class CausalParallelDrafter:
         where = np.pad(np.concatenate(places), (0, missing))
         positions = torch.from_numpy(where)[None].to(self._device)
         fused = self.head.fuse([filled])[None]
+        fused = torch.nan_to_num(fused, nan=0.0, posinf=0.0, neginf=0.0)  # or all drafts are lost
         states = self.head.context(fused, positions)
         first = 0
         for memory, places_T in zip(late, places, strict=True):
@@ -254,8 +255,8 @@ class CausalParallelDrafter:
         return found
 
 
-def for_target(stored: Stored, model: Any, coupled: bool = True) -> CausalParallelDrafter:
-    """A drafter with a stored head for ``model``.
+def for_target(stored: Stored, model: Any, **options: Any) -> CausalParallelDrafter:
+    """A drafter with a stored head for ``model``; ``options`` are the drafter's own.
 
     Raises:
         HeadError: the head was made for another target; the field is named.
@@ -268,4 +269,4 @@ def for_target(stored: Stored, model: Any, coupled: bool = True) -> CausalParall
     head.corrector.float()
     embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
     head.lend(embeddings.weight, output.weight)
-    return CausalParallelDrafter(head, facts.context_limit, coupled=coupled)
+    return CausalParallelDrafter(head, facts.context_limit, **options)

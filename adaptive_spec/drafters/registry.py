@@ -57,12 +57,19 @@ def _draft_model(
 def _causal_parallel(
     argument: str | None, context: DraftContext, coupled: bool = True, **options: Any
 ) -> Drafter:
+    shelf = import_module("adaptive_spec.heads.shelf")
     if argument is None:
-        allowed = "causal_parallel:FOLDER takes the folder of a head"
+        describe = import_module("adaptive_spec.target").describe
+        argument = shelf.made_for(context.target, describe(context.target))
+    if argument is None:
+        allowed = "no head ships for this target; causal_parallel:NAME takes a name of "
+        allowed += "`adaptive-spec heads`, a folder or a hub id"
         raise ArgumentError("drafter", "causal_parallel", allowed)
     module = import_module("adaptive_spec.drafters.causal_parallel")
     public = import_module("adaptive_spec.heads.public")
-    return cast(Drafter, module.for_target(public.load_any(argument), context.target, coupled))
+    stored = public.load_any(shelf.find(argument))
+    known = {name: options[name] for name in ("width", "siblings") if name in options}
+    return cast(Drafter, module.for_target(stored, context.target, coupled=coupled, **known))
 
 
 DRAFTERS.register(
@@ -78,5 +85,5 @@ DRAFTERS.register(
 DRAFTERS.register(
     "causal_parallel",
     _causal_parallel,
-    "causal_parallel:FOLDER drafts all depths in one forward of a head trained for the target.",
+    "causal_parallel[:HEAD] drafts all depths in one forward of a head trained for the target.",
 )

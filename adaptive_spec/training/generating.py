@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from adaptive_spec.attention import Grouped
+
 LOOP, PERIOD = 48, 16
 """A row whose last LOOP tokens repeat with a period of at most PERIOD runs in circles."""
 COMPACT = 0.9
@@ -101,12 +103,15 @@ def write(
         model.base_model,
         model.get_output_embeddings(),
     )
+    grouped = Grouped(model)
     rows, done = torch.arange(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool)
     cache, steps, tokens, fresh = DynamicCache(), [], prompts, prompts
     length = prompts.shape[1]
     with Capture(layers, taps) as capture:
         for step in range(1, max_new_tokens + 1):
-            final = body(input_ids=fresh, past_key_values=cache, use_cache=True).last_hidden_state
+            with grouped():
+                said = body(input_ids=fresh, past_key_values=cache, use_cache=True)
+            final = said.last_hidden_state
             steps.append(_Step(rows, capture.taken(), final))
             fresh = _choose(output(final[:, -1]).float(), temperature, luck)[:, None]
             tokens = torch.cat([tokens, fresh], dim=1)
@@ -129,8 +134,9 @@ def _choose(scores: torch.Tensor, temperature: float, luck: torch.Generator) -> 
     """[B] next tokens of [B, V] logits."""
     if temperature == 0:
         return scores.argmax(dim=-1)
-    chance = (scores / temperature).softmax(dim=-1)
-    return torch.multinomial(chance, 1, generator=luck)[:, 0]
+    summed = (scores / temperature).softmax(dim=-1).cumsum(dim=-1)
+    drawn = torch.rand(len(scores), 1, generator=luck) * summed[:, -1:]
+    return torch.searchsorted(summed, drawn)[:, 0].clamp(max=scores.shape[1] - 1)
 
 
 def _circles(answers: torch.Tensor) -> torch.Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from adaptive_spec import models, prompts
 from adaptive_spec.drafters.causal_parallel import for_target
+from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.public import load_any
+from adaptive_spec.heads.shelf import find
 from adaptive_spec.hf import AdaptiveDecoder
+from adaptive_spec.pictures import Chart, charts
+from adaptive_spec.target import describe
 from adaptive_spec.training.witness import WatchedDrafter, Witness
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
@@ -18,7 +22,7 @@ Tell = Callable[[str, float | None], None]
 
 
 def report(
-    folder: str,
+    name: str,
     model: str,
     suite: str,
     *,
@@ -26,8 +30,14 @@ def report(
     max_new_tokens: int,
     dtype: str,
     tell: Tell,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Decode the prompts of ``suite`` greedily with every budget, by the head alone.
+
+    Args:
+        name: of a head that ships, a folder or a hub id.
+        against: a head of the same size trained without a corrector: ``uncorrected`` in
+            ``faithfulness`` and ``branch_hits``, which is None without one.
 
     Raises:
         HeadError: the head cannot be read, or belongs to another target.
@@ -36,35 +46,67 @@ def report(
     texts = prompts.suite(suite, limit, progress=tell)
     loaded, tokenizer = models.load(model, dtype, progress=tell)
     ids = [prompts.encode(tokenizer, one.text)[0].tolist() for one in texts]
-    stored = load_any(folder)
-    drafter = for_target(stored, loaded, coupled=False)
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    drafter = for_target(load_any(find(name)), loaded, coupled=False)
 
-    def decode(policy: str, watched: WatchedDrafter, learner: Witness | None = None) -> _Totals:
-        parts = {} if learner is None else {"learner": learner}
+    def decode(policy: str, watched: WatchedDrafter, witness: Witness | None = None) -> _Totals:
+        parts = {} if witness is None else {"learner": witness}
         with AdaptiveDecoder(loaded, {"policy": policy}, drafter=watched, **parts) as decoder:
             return _decoded(decoder, ids, options, lambda f: tell(f"decoding, {policy}", f))
 
-    def fresh() -> WatchedDrafter:
-        return WatchedDrafter(drafter.head, loaded.config.max_position_embeddings, coupled=False)
+    def fresh(head: Head) -> WatchedDrafter:
+        return WatchedDrafter(head, describe(loaded).context_limit, coupled=False)
 
-    plain = decode("fixed:0", fresh())
-    tau, last, witness = {}, plain, None
-    for budget in BUDGETS:
-        watched = fresh()
+    def witnessed(head: Head) -> tuple[_Totals, dict[str, Any]]:
+        watched = fresh(head)
         witness = Witness(watched)
-        last = decode(f"fixed:{budget}", watched, witness)
-        tau[str(budget)] = last.tokens / last.steps
-    assert witness is not None
+        return decode(f"fixed:{BUDGETS[-1]}", watched, witness), witness.facts()
+
+    plain = decode("fixed:0", fresh(drafter.head))
+    tau = {}
+    for budget in BUDGETS[:-1]:
+        tau[str(budget)] = decode(f"fixed:{budget}", fresh(drafter.head)).length
+    last, facts = witnessed(drafter.head)
+    tau[str(BUDGETS[-1])] = last.length
+    for key in ("faithfulness", "branch_hits"):
+        facts[key]["uncorrected"] = None
+    if against is not None:
+        other = for_target(load_any(find(against)), loaded, coupled=False)
+        _, found = witnessed(other.head)
+        for key in ("faithfulness", "branch_hits"):
+            facts[key]["uncorrected"] = found[key].get("zeroed")
     known = drafter.head.draft_ids
     written = torch.tensor(plain.written)
     covered = 1.0 if known is None else float(torch.isin(written, known).float().mean())
     return {
         "tau_by_budget": tau,
-        **witness.facts(),
+        **facts,
         "draft_share": (last.draft / last.steps) / (plain.seconds / plain.steps),
         "coverage": covered,
     }
+
+
+def picture(name: str, found: Mapping[str, Any]) -> bytes:
+    """The curves of a report, as a PNG."""
+
+    def line(values: Mapping[str, float]) -> tuple[list[float], list[float]]:
+        return [float(key) for key in values], list(values.values())
+
+    hits = {kind: line(values) for kind, values in found["branch_hits"].items() if values}
+    depths, ranks = found["acceptance_by_depth"], found["acceptance_by_rank"]
+    panels = [
+        Chart(
+            "acceptance length by budget",
+            "draft nodes",
+            "tokens per step",
+            {"head alone": line(found["tau_by_budget"])},
+            log_x=True,
+        ),
+        Chart("accepted by depth", "depth", "share of those visited", {"all": line(depths)}),
+        Chart("accepted by rank", "rank among siblings", "share", {"all": line(ranks)}),
+        Chart("best child right, branches 2 to 5", "depth", "share", hits),
+    ]
+    return charts(f"head {name}", panels)
 
 
 class _Totals:
@@ -74,6 +116,11 @@ class _Totals:
         self.tokens = self.steps = 0
         self.seconds = self.draft = 0.0
         self.written: list[int] = []
+
+    @property
+    def length(self) -> float:
+        """Tokens of a step."""
+        return self.tokens / self.steps
 
 
 def _decoded(

@@ -64,7 +64,7 @@ def train(
     writer = Writer(loaded, tokenizer, list(decoder_layers(loaded)), taps, config.data, fence)
     target = {**target_facts(facts), "digest": digest(loaded)}
     head = _fresh(loaded, shape, taps)
-    run = Run(folder, config, head, target, writer, tell)
+    run = Run(folder, config, head, target, writer, tell, model)
     run.resume()
     if run.step == 0 and begin is not None:
         given = load_head(begin).head

@@ -1,6 +1,6 @@
 """The training run: write, learn, write more, check, keep what is best; resumable at any step.
 
-OUT/head        the best head so far (``heads.store``), with what is known about it
+OUT/head        the best head so far (``heads.store``), with its model card and curves
 OUT/last        the newest one, and OUT/state.* what else is needed to go on from it
 OUT/data        shards of written text; OUT/held_out those that are never learned from
 OUT/log.jsonl   a line per check: losses, acceptance by slot, text written, seconds
@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from adaptive_spec.errors import HeadError, TrainingError
+from adaptive_spec.errors import TrainingError
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import WEIGHTS, fill, read_weights, save_head
+from adaptive_spec.heads.store import save_head
+from adaptive_spec.training import checkpoint
 from adaptive_spec.training.batches import batches
+from adaptive_spec.training.card import write_card
 from adaptive_spec.training.data import Shards
 from adaptive_spec.training.generating import Written
 from adaptive_spec.training.measuring import Measured, measure
@@ -31,8 +32,7 @@ from adaptive_spec.training.objective import Weights, loss
 from adaptive_spec.training.settings import LearningSection, TrainingConfig
 from adaptive_spec.training.writing import Writer
 
-HEAD, LAST, DATA, HELD_OUT, LOG = "head", "last", "data", "held_out", "log.jsonl"
-STATE, MOMENTS = "state.json", "state.safetensors"
+HEAD, DATA, HELD_OUT, LOG = "head", "data", "held_out", "log.jsonl"
 LEAST_RATE = 0.1
 """Share of the learning rate that is left at the end."""
 
@@ -46,6 +46,7 @@ class Run:
         head: freshly made; replaced by what the folder holds if it was made before.
         target: facts of the target for the head's config, see ``heads.config.target_facts``.
         writer: where text comes from.
+        name: of the target, for the model card.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Run:
         target: dict[str, Any],
         writer: Writer,
         tell: Tell,
+        name: str,
     ) -> None:
-        self._folder, self._config, self._tell = folder, config, tell
+        self._folder, self._config, self._tell, self._name = folder, config, tell, name
         self.head, self._target, self._writer = head, target, writer
         data = config.data
         self.shards = Shards(folder / DATA, data.most_bytes)
@@ -133,7 +135,7 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), learning.clip)
         if bool(torch.isfinite(norm)):  # else this step teaches nothing
             self._learner.step()
-        return {name: float(value) for name, value in parts.items()}
+        return {name: float(value.detach()) for name, value in parts.items()}
 
     def check(self, recent: Sequence[dict[str, float]]) -> Measured:
         """Measure on held-out text, write a line of the log, keep the head, the best one too."""
@@ -150,45 +152,33 @@ class Run:
             **losses,
             **found.as_dict(),
         }
-        with (self._folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
         about = {
             "step": self.step,
             "held_out": found.as_dict(),
             "config": self._config.model_dump(),
         }
-        save_head(self._folder / LAST, self.head, self._target, about, dtype=torch.float32)
-        if found.acceptance_length > self._best:
-            self._best = found.acceptance_length
-            save_head(self._folder / HEAD, self.head, self._target, about)
+        try:
+            with (self._folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            if found.acceptance_length > self._best:
+                self._best = found.acceptance_length
+                save_head(self._folder / HEAD, self.head, self._target, about)
+                write_card(self._folder / HEAD, self._name, self._folder / LOG)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"cannot write to {self._folder}: {error}") from error
         self._save_state()
         return found
 
     # -- going on -------------------------------------------------------------------------------
 
     def _save_state(self) -> None:
-        state = {
+        counts = {
             "step": self.step,
             "best": self._best,
             "batches": self._batches,
             "seconds": self._seconds,
-            "target": self._target,
-            "head": self.head.config.as_dict(),
         }
-        moments = {
-            f"{index}.{name}": value
-            for index, entry in self._learner.state_dict()["state"].items()
-            for name, value in entry.items()
-        }
-        try:
-            fresh = self._folder / f".{MOMENTS}.tmp"
-            save_file(moments, fresh)
-            fresh.replace(self._folder / MOMENTS)
-            fresh = self._folder / f".{STATE}.tmp"
-            fresh.write_text(json.dumps(state), encoding="utf-8")
-            fresh.replace(self._folder / STATE)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"cannot write to {self._folder}: {error}") from error
+        checkpoint.save(self._folder, counts, self.head, self._target, self._learner)
 
     def resume(self) -> bool:
         """Take up a run that was begun in this folder; False if there is none.
@@ -196,38 +186,12 @@ class Run:
         Raises:
             TrainingError: it was begun for another target or another head.
         """
-        path = self._folder / STATE
-        if not path.exists():
+        counts = checkpoint.load(self._folder, self.head, self._target, self._learner)
+        if counts is None:
             return False
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            for name, mine in (("target", self._target), ("head", self.head.config.as_dict())):
-                if state[name] != mine:
-                    raise TrainingError(
-                        f"{self._folder} holds a run for another {name}; choose another folder"
-                    )
-            if state["step"]:
-                weights = read_weights(self._folder / LAST / WEIGHTS)
-                ids = weights.pop("draft_ids", None)
-                fill(self.head, weights)
-                if self.head.draft_ids is not None and ids is not None:
-                    self.head.draft_ids.copy_(ids)
-                moments = load_file(self._folder / MOMENTS)
-        except (OSError, ValueError, KeyError, HeadError, SafetensorError) as error:
-            raise TrainingError(f"{self._folder} cannot be taken up: {error}") from error
-        self.step, self._best = int(state["step"]), float(state["best"])
-        self._batches, self._seconds = int(state["batches"]), float(state["seconds"])
-        if state["step"]:
-            self._restore(moments)
+        self.step, self._best = int(counts["step"]), float(counts["best"])
+        self._batches, self._seconds = int(counts["batches"]), float(counts["seconds"])
         return True
-
-    def _restore(self, moments: dict[str, torch.Tensor]) -> None:
-        known = self._learner.state_dict()
-        entries: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in moments.items():
-            index, _, name = key.partition(".")
-            entries.setdefault(int(index), {})[name] = value
-        self._learner.load_state_dict({**known, "state": entries})
 
 
 def frequent(texts: Iterator[Written], count: int, always: Sequence[int]) -> torch.Tensor:

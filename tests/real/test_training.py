@@ -1,0 +1,34 @@
+"""Nothing that a head learns from resembles a benchmark's prompt: checked against both sets."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from adaptive_spec import prompts
+from adaptive_spec.training.prompts import Fence, arithmetic_prompts, code_prompts, fenced
+from adaptive_spec.training.run import FENCED
+
+pytestmark = pytest.mark.real
+
+
+def _words(text: str) -> str:
+    return " " + " ".join(re.findall(r"\w+", text.lower())) + " "
+
+
+def test_the_prompt_builder_keeps_both_benchmarks_out() -> None:
+    benchmark = [one.text for name in FENCED for one in prompts.suite(name, raw=True)]
+    assert len(benchmark) >= 164 + 80
+    fence = Fence(benchmark)
+    assert not any(fence.lets_in(text) for text in benchmark)
+    assert not any(fence.lets_in(f"Please answer this: {text} Thank you.") for text in benchmark)
+    built = fenced([*code_prompts(0)[:3000], *arithmetic_prompts(1000)], fence)
+    assert len(built) > 1000
+    inside = [_words(one.text) for one in built]
+    whole = "|".join(inside)
+    for text in benchmark:  # written differently from the fence: every run of eight words
+        words = _words(text).split()
+        for first in range(max(len(words) - 7, 1)):
+            run = " " + " ".join(words[first : first + 8]) + " "
+            assert run not in whole or len(words) < 8, run
