@@ -15,6 +15,9 @@ import torch
 
 from adaptive_spec.training.generating import Written
 
+LENGTHS = 64
+"""Texts are padded to multiples of so many tokens: a matrix library keeps a kernel per shape."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -59,6 +62,7 @@ def batch_of(
 ) -> Batch:
     """Blocks of the given texts at random anchors in their answers."""
     length = max(len(text.tokens) for text in texts)
+    length += -length % LENGTHS
     width, hidden = texts[0].taps.shape[1], texts[0].final.shape[1]
     tokens = torch.zeros(len(texts), length, dtype=torch.long)
     taps = torch.zeros(len(texts), length, width, dtype=texts[0].taps.dtype)
