@@ -44,6 +44,17 @@ def test_every_row_gets_what_transformers_gives_it(
         assert torch.allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (9, 3)])
+def test_single_rows_of_a_batch_see_everything(heads: int, kv_heads: int) -> None:
+    parts = [_inputs(1, 40, heads, kv_heads, seed)[:3] for seed in range(3)]
+    query, key, value = (torch.cat(same) for same in zip(*parts, strict=True))
+    module = SimpleNamespace(num_key_value_groups=heads // kv_heads, is_causal=True)
+    want, _ = sdpa_attention_forward(module, query, key, value, None)
+    got, _ = grouped_attention(module, query, key, value, None)
+    assert got.shape == want.shape
+    assert torch.allclose(got, want, atol=1e-6)
+
+
 def test_what_it_does_not_know_goes_to_transformers() -> None:
     query, key, value, mask = _inputs(3, 10, 4, 2)
     module = SimpleNamespace(num_key_value_groups=2, is_causal=True)

@@ -22,7 +22,7 @@ from adaptive_spec.training.batches import batch_of
 from adaptive_spec.training.data import Shards
 from adaptive_spec.training.generating import LOOP, PERIOD, Written, write
 from adaptive_spec.training.measuring import measure
-from adaptive_spec.training.objective import Weights, loss
+from adaptive_spec.training.objective import Weights, _entropy, _wanted, loss
 from adaptive_spec.training.prompts import (
     Fence,
     Prompt,
@@ -209,7 +209,7 @@ def test_the_loss_falls_on_text_that_it_sees(corrector: str) -> None:
         learner.zero_grad()
         parts["total"].backward()
         learner.step()
-        losses.append(float(parts["corrected"]))
+        losses.append(float(parts["corrected"].detach()))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     assert measure(head.eval(), texts).acceptance_length > 1.3
 
@@ -238,6 +238,21 @@ def test_kinds_that_are_missing_are_left_out() -> None:
     sums = arithmetic_prompts(10, 1)
     assert mixed([[], sums], [0.5, 0.5]) != []
     assert mixed([[], []], [0.5, 0.5]) == []
+
+
+def test_the_entropy_and_its_slope_are_those_of_log_probabilities() -> None:
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 11, generator=draw).double().requires_grad_()
+    truth = torch.randn(6, 11, generator=draw).softmax(dim=-1)
+    known = torch.tensor([3, -100, 0, 10, -100, 5])
+    want = -(truth * scores.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+    want = want + 0.3 * torch.nn.functional.nll_loss(
+        scores.float().log_softmax(dim=-1), known, ignore_index=-100
+    )
+    found = _entropy(scores, _wanted(truth.clone(), known, 0.3))
+    assert torch.allclose(found, want)
+    (slope,) = torch.autograd.grad(found, scores)
+    assert torch.allclose(slope, torch.autograd.grad(want, scores)[0], atol=1e-6)
 
 
 # -- runs ------------------------------------------------------------------------------------------
