@@ -215,8 +215,31 @@ def test_slots_of_requests_that_are_gone_are_free() -> None:
     with AdaptiveDecoder(model, {"policy": "fixed:4"}, drafter=drafter) as decoder:
         for _ in range(5):
             run(decoder, PROMPT, max_new_tokens=10)
-        assert drafter.context.pool.high_water == 0
-        assert not drafter._memories
+        assert drafter.memory.context.pool.high_water == 0
+        assert not drafter.memory._known
+
+
+def test_taps_that_are_not_finite_cost_no_draft() -> None:
+    model = tiny_model("llama")
+
+    class Poisoned(CausalParallelDrafter):
+        nodes = 0
+
+        def commit(self, requests: Any, news: Any) -> None:
+            for new in news:
+                bad = {layer: taps * float("nan") for layer, taps in new.taps.items()}
+                super().commit(requests, [replace(new, taps=bad)])
+
+        def propose(self, requests: Any, plans: Any) -> Any:
+            found = super().propose(requests, plans)
+            self.nodes += min(len(tree) for tree in found)
+            assert all(np.isfinite(tree.logq).all() for tree in found)
+            return found
+
+    drafter = Poisoned(tiny_head(model), 512)
+    with AdaptiveDecoder(model, {"policy": "fixed:4"}, drafter=drafter) as decoder:
+        assert run(decoder, PROMPT, max_new_tokens=10) == plain(model, PROMPT, max_new_tokens=10)
+    assert drafter.nodes > 10
 
 
 def test_a_context_that_holds_nothing_non_finite() -> None:

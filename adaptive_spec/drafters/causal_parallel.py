@@ -1,13 +1,13 @@
 """The ``causal_parallel`` drafter: a head on the target's hidden states drafts all depths at once.
 
-Taps of verified tokens are fused into the head's own K and V once; they wait until a draft is
-wanted, so plain steps cost nothing. One packed forward gives a state per request and depth, and the
-tree grows from these in rounds (``coupling.Sapling``): for every node that is expanded, the
-corrector makes the depth's distribution that of the node's own branch, over the depth's likeliest
-candidates. Above temperature 0 children are ranked by the noise that the target draws with.
+Taps of verified tokens become the head's context (``heads.memory``). One packed forward gives a
+state per request and depth, and the tree grows from these in rounds (``coupling.Sapling``): for
+every node that is expanded, the corrector makes the depth's distribution that of the node's own
+branch, over the depth's likeliest candidates. Above temperature 0 children are ranked by the noise
+that the target draws with.
 
-Legend: R requests, b slots of a block, D depths, T tokens waiting, n taps, H hidden, V draft
-vocabulary, C candidates of a depth, M nodes expanded together, r width of a branch state.
+Legend: R requests, D depths, H hidden, C candidates of a depth, M nodes expanded together, r width
+of a branch state.
 """
 
 from __future__ import annotations
@@ -19,30 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaptive_spec.cache import SlotPool
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.drafters.coupling import Node, Sapling, couple, hang
 from adaptive_spec.errors import ArgumentError, HeadError
 from adaptive_spec.heads.config import check_target
-from adaptive_spec.heads.context import ContextSlots
 from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.memory import HeadMemory, Known
 from adaptive_spec.heads.store import Stored, digest
 from adaptive_spec.target import describe
 from adaptive_spec.types import Plan
-
-SIZES = 8
-"""Waiting tokens are fused in multiples of this many rows: few shapes (see ``filling``)."""
-
-
-@dataclass(slots=True, eq=False)
-class _Memory:
-    """What the head knows of one request."""
-
-    owner: int
-    before: torch.Tensor
-    """[H] fused state at the newest verified position; zeros before the first."""
-    waiting: list[tuple[torch.Tensor, np.ndarray]] = field(default_factory=list)
-    """[T, n * H] taps of verified tokens, and their positions, not fused yet."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +36,7 @@ class _Draft:
 
     request: DraftRequest
     plan: Plan
-    memory: _Memory
+    known: Known
     place: int = 0
     """Its block in the packed forward."""
     sapling: Sapling | None = None
@@ -112,16 +97,12 @@ class CausalParallelDrafter:
         self._width, self._siblings = width, siblings
         self._candidates = min(max(candidates, siblings, 2), len(head.output))
         self._limit = context_limit
-        self._dtype, self._device = head.output.dtype, head.output.device
-        pool = SlotPool(slots, context_limit)
-        self.context = ContextSlots(head.config, pool, self._dtype, self._device)
-        self._memories: dict[str, _Memory] = {}
+        self._device = head.output.device
+        self.memory = HeadMemory(head, context_limit, slots)
 
     def start(self, request: DraftRequest) -> None:
         """An empty memory; the prompt's taps come with ``commit``."""
-        self.finish(request)
-        nothing = torch.zeros(self.head.config.hidden, dtype=self._dtype, device=self._device)
-        self._memories[request.id] = _Memory(self.context.pool.join(), nothing)
+        self.memory.start(request.id)
 
     def commit(self, requests: Sequence[DraftRequest], news: Sequence[Committed]) -> None:
         """Keep the taps of what was verified, until a draft is wanted."""
@@ -129,12 +110,11 @@ class CausalParallelDrafter:
             if len(new.rows):
                 rows = torch.from_numpy(np.asarray(new.rows)).to(self._device)
                 taps = torch.cat([new.taps[layer][rows] for layer in self.taps], dim=-1)
-                self._memories[request.id].waiting.append((taps, np.asarray(new.positions)))
+                self.memory.keep(request.id, taps, np.asarray(new.positions))
 
     def finish(self, request: DraftRequest) -> None:
         """Give the request's slots back."""
-        if (memory := self._memories.pop(request.id, None)) is not None:
-            self.context.pool.leave(memory.owner)
+        self.memory.finish(request.id)
 
     @torch.no_grad()
     def propose(
@@ -142,10 +122,10 @@ class CausalParallelDrafter:
     ) -> list[CandidateTree]:
         """The best ``plan.nodes`` nodes for each request; none where the head cannot draft."""
         drafts = [
-            _Draft(request, plan, self._memories[request.id])
+            _Draft(request, plan, self.memory[request.id])
             for request, plan in zip(requests, plans, strict=True)
         ]
-        self._catch_up([draft.memory for draft in drafts])
+        self.memory.catch_up([request.id for request in requests])
         live = [d for d in drafts if d.plan.nodes > 0 and d.plan.depth > 0]
         if live and (depths := self._forward(live)) is not None:
             self._grow(live, depths)
@@ -153,43 +133,20 @@ class CausalParallelDrafter:
             draft.sapling.tree() if draft.sapling else CandidateTree.empty() for draft in drafts
         ]
 
-    def _catch_up(self, memories: Sequence[_Memory]) -> None:
-        """Fuse what waits, of all requests in one go, and keep its K and V."""
-        late = [memory for memory in memories if memory.waiting]
-        if not late:
-            return
-        taps = torch.cat([taps for memory in late for taps, _ in memory.waiting])
-        places = [np.concatenate([p for _, p in memory.waiting]) for memory in late]
-        total = len(taps)
-        missing = -total % SIZES
-        filled = torch.nn.functional.pad(taps, (0, 0, 0, missing))
-        where = np.pad(np.concatenate(places), (0, missing))
-        positions = torch.from_numpy(where)[None].to(self._device)
-        fused = self.head.fuse([filled])[None]
-        fused = torch.nan_to_num(fused, nan=0.0, posinf=0.0, neginf=0.0)  # or all drafts are lost
-        states = self.head.context(fused, positions)
-        first = 0
-        for memory, places_T in zip(late, places, strict=True):
-            rows = slice(first, first + len(places_T))
-            own = [(keys[:, :, rows], values[:, :, rows]) for keys, values in states]
-            self.context.write(memory.owner, own, places_T)
-            memory.before = fused[0, rows][-1]
-            memory.waiting.clear()
-            first += len(places_T)
-
     def _forward(self, drafts: Sequence[_Draft]) -> _Depths | None:
         """One packed forward for all requests; None if any of it is not finite."""
+        context = self.memory.context
         for place, draft in enumerate(drafts):
             draft.place = place
         anchors = torch.tensor([[d.request.tokens[-1] for d in drafts]], device=self._device)
         positions = torch.tensor([[len(d.request.tokens) - 1 for d in drafts]], device=self._device)
-        before = torch.stack([draft.memory.before for draft in drafts])[None]
-        mask = self.context.mask([draft.memory.owner for draft in drafts])
-        extend = self.context.extend(len(drafts) * self.head.config.block)
+        before = torch.stack([draft.known.before for draft in drafts])[None]
+        mask = context.mask([draft.known.owner for draft in drafts])
+        extend = context.extend(len(drafts) * self.head.config.block)
         hidden = self.head(self.head.slots(anchors, before), positions, extend, mask)[0]
         scores = self.head.logits(hidden).float()
         if not bool(torch.isfinite(scores.amax())):
-            self.context.clear()
+            context.clear()
             return None
         heat = torch.tensor([d.request.temperature or 1.0 for d in drafts], device=self._device)
         scores = scores / heat[:, None, None]
