@@ -21,7 +21,7 @@ from adaptive_spec.profilers.clock import Laps, Timer
 from adaptive_spec.share import Share
 from adaptive_spec.stopping import Finish
 from adaptive_spec.target import Target, is_out_of_memory
-from adaptive_spec.types import ROOT, Bools, Ints, Labels
+from adaptive_spec.types import ROOT, Bools, Floats, Ints, Labels
 from adaptive_spec.walk import walk
 
 
@@ -79,10 +79,7 @@ def verify(
             timer.start()
             result = target.run(inputs)
             logits = result.logits[: len(batch.slots)]
-            best, top = logits.max(dim=-1)
-            found = torch.stack((best.double(), top.double()))
-            timer.stop()
-            peak, ids = found.cpu().numpy()
+            peak, ids = _peaks(logits, timer)
             laps.mark("verify", timer.seconds())
         except Exception as error:
             if not is_out_of_memory(error) or not nodes:
@@ -100,10 +97,27 @@ def verify(
             batch=batch,
             logits=logits,
             taps={layer: hidden[: len(batch.slots)] for layer, hidden in result.taps.items()},
-            top=ids.astype(np.int64),
+            top=ids,
             finite=np.isfinite(peak),
             high_water=cache.read_slots,
         )
+
+
+def _peaks(logits: torch.Tensor, timer: Timer) -> tuple[Floats, Ints]:
+    """[M] largest logit of every row (NaN if there is one) and its lowest id; stops the timer.
+
+    On a CPU numpy finds them an order of magnitude faster than torch.
+    """
+    if logits.device.type == "cpu":
+        host = logits.float().numpy()
+        ids = host.argmax(axis=1)
+        timer.stop()
+        return host[np.arange(len(ids)), ids].astype(np.float64), ids.astype(np.int64)
+    best, top = logits.max(dim=-1)
+    found = torch.stack((best.double(), top.double()))
+    timer.stop()
+    peak, ids = found.cpu().numpy()
+    return peak, ids.astype(np.int64)
 
 
 def judge(share: Share, check: Verification, elapsed: float) -> None:
