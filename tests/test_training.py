@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,10 @@ class Pen:
             yield _written(self.model, torch.randint(4, 60, (8, 5), generator=draw), end_tokens=[])
             batch += 1
 
+    def held_out(self, count: int) -> list[Written]:
+        draw = torch.Generator().manual_seed(99)
+        return _written(self.model, torch.randint(4, 60, (count, 5), generator=draw), end_tokens=[])
+
 
 SETTINGS = TrainingConfig.model_validate(
     {
@@ -324,6 +329,32 @@ def test_a_run_writes_learns_checks_and_goes_on(tmp_path: Path) -> None:
     assert torch.equal(mine[0]["exp_avg"], theirs[0]["exp_avg"])
     again.learn()
     assert again.step == 12
+
+
+def test_a_writer_pads_within_a_span_and_keeps_what_is_held_out_apart(tmp_path: Path) -> None:
+    from adaptive_spec.models import load
+    from adaptive_spec.testing.tiny import save_tiny
+    from adaptive_spec.training.settings import DataSection
+    from adaptive_spec.training.writing import SPREAD, Writer
+
+    model, tokenizer = load(save_tiny(tmp_path / "model"), "float32")
+    settings = DataSection(rows=6, max_new_tokens=8, longest_prompt=400, chat=0.0)
+    writer = Writer(model, tokenizer, decoder_layers(model), (0, 1), settings, Fence([]))
+    held = writer.held_out(4)
+    source = writer.batches()
+    texts = [one for _ in range(6) for one in next(source)]
+
+    def prompts(some: list[Written]) -> set[tuple[int, ...]]:
+        return {tuple(one.tokens[: one.prompt].tolist()) for one in some}
+
+    assert len(held) >= 4
+    assert prompts(held).isdisjoint(prompts(texts))
+    assert len(prompts(texts)) == len(texts)  # none is asked twice
+    blank = tokenizer("\n", add_special_tokens=False).input_ids[0]
+    marked = [one.tokens[: one.prompt].tolist() for one in texts]
+    runs = [max(len(list(g)) if k == blank else 0 for k, g in groupby(ids)) for ids in marked]
+    assert 0 < max(runs) <= SPREAD + 3  # the templates have blank lines of their own
+    assert len({one.prompt for one in texts}) > 1
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:

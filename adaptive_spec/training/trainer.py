@@ -68,6 +68,7 @@ class Run:
             head.parameters(), lr=config.learning.rate, weight_decay=config.learning.decay
         )
         self.step, self._best, self._batches, self._seconds = 0, 0.0, 0, 0.0
+        self._source: Iterator[list[Written]] | None = None
 
     # -- data -----------------------------------------------------------------------------------
 
@@ -76,16 +77,16 @@ class Run:
         return self.shards.tokens()
 
     def write(self, most: int) -> None:
-        """Write batches until ``most`` answer tokens are there; the first texts are held out."""
-        source = self._writer.batches(self._batches)
+        """Write batches until ``most`` answer tokens are there; held-out text first of all."""
+        if not self.held.paths():
+            self._tell("writing text to be held out", None)
+            self.held.add(self._writer.held_out(self._config.learning.held_out))
         while (have := self.written()) < most:
             self._tell("writing text to learn from", have / most)
-            texts = next(source)
+            if self._source is None:
+                self._source = self._writer.batches(self._batches)
+            texts = next(self._source)
             self._batches += 1
-            if not self.held.paths():
-                size = min(self._config.learning.held_out, max(len(texts) // 2, 1))
-                self.held.add(texts[:size])
-                texts = texts[size:]
             if texts:
                 self.shards.add(texts)
             self._save_state()
