@@ -12,7 +12,6 @@ from adaptive_spec.config import Config
 from adaptive_spec.drafters.base import Drafter
 from adaptive_spec.drafters.registry import DRAFTERS, DraftContext
 from adaptive_spec.errors import ArgumentError
-from adaptive_spec.heads.shelf import made_for
 from adaptive_spec.profilers import calibration
 from adaptive_spec.profilers.acceptance import OnlineAcceptance
 from adaptive_spec.profilers.hardware import fingerprint, peaks
@@ -34,6 +33,8 @@ def settle(config: Config, model: Any, facts: Architecture) -> Config:
     """
     if config.drafter != AUTO:
         return config
+    from adaptive_spec.heads.shelf import made_for
+
     head = made_for(model, facts)
     drafter = SUFFIX if head is None else f"causal_parallel:{head}+{SUFFIX}"
     return config.model_copy(update={"drafter": drafter})
@@ -42,7 +43,7 @@ def settle(config: Config, model: Any, facts: Architecture) -> Config:
 def find_drafters(config: Config) -> list[tuple[Entry[Drafter], str | None]]:
     """Registry entries and arguments of the drafters that ``config.drafter`` names.
 
-    None for ``auto``, which only a target can settle.
+    An empty list for ``auto``, which only a target can settle.
 
     Raises:
         UnknownNameError: a name is not valid. ArgumentError: one comes twice.

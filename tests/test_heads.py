@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from adaptive_spec.cache import SlotPool
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter, for_target
@@ -41,6 +42,10 @@ def tiny_head(model: Any, seed: int = 0, **changes: Any) -> Head:
             torch.nn.init.normal_(weight, std=0.5)
     head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     return head
+
+
+def facts_of(model: Any) -> dict[str, Any]:
+    return {**target_facts(describe(model)), "digest": digest(model)}
 
 
 def written(model: Any, tokens: list[int], prompt: int, taps: tuple[int, ...]) -> Written:
@@ -263,7 +268,7 @@ def test_a_context_that_holds_nothing_non_finite() -> None:
 def test_a_stored_head_comes_back(tmp_path: Path) -> None:
     model = tiny_model("llama")
     head = tiny_head(model, corrector="recurrent", draft_vocab=30)
-    facts = {**target_facts(describe(model)), "digest": digest(model)}
+    facts = facts_of(model)
     save_head(tmp_path, head, facts, {"step": 3}, dtype=torch.float32)
     found = load_head(tmp_path)
     assert found.head.config == head.config
@@ -279,7 +284,7 @@ def test_a_stored_head_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["model_type", "layers", "hidden", "vocab", "digest"])
 def test_a_head_for_another_target_is_refused(field: str) -> None:
     model = tiny_model("llama")
-    facts = {**target_facts(describe(model)), "digest": digest(model)}
+    facts = facts_of(model)
     other = {**facts, field: "x" if isinstance(facts[field], str) else facts[field] + 1}
     with pytest.raises(HeadError, match=field):
         for_target(Stored(tiny_head(model), other), model)
@@ -311,6 +316,13 @@ def test_the_digest_sees_a_change_and_no_dtype() -> None:
         ({"head.layers": 3}, "layers.2"),
         ({"head.rope_theta": "big"}, "rope_theta"),
         ({"head.causal": 1}, "causal"),
+        ({"head.layers": 10**9}, "layers"),
+        ({"head.intermediate": 10**6}, "expected"),
+        ({"head.intermediate": 10**9}, "intermediate"),
+        ({"head.mask_token": 10**9}, "mask_token"),
+        ({"head.own_masks": False}, "mask_token"),
+        ({"head.own_masks": False, "head.mask_token": "x"}, "mask_token"),
+        ({"target": {}}, "target.model_type"),
     ],
     ids=str,
 )
@@ -318,7 +330,7 @@ def test_damaged_configs_are_refused_by_field(
     tmp_path: Path, change: dict[str, Any], field: str
 ) -> None:
     model = tiny_model("llama")
-    save_head(tmp_path, tiny_head(model), target_facts(describe(model)))
+    save_head(tmp_path, tiny_head(model), facts_of(model))
     about = json.loads((tmp_path / "config.json").read_text())
     for key, value in change.items():
         section, _, name = key.rpartition(".")
@@ -334,7 +346,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HeadError, match="config"):
         load_head(tmp_path)
     head = tiny_head(model)
-    save_head(tmp_path, head, target_facts(describe(model)))
+    save_head(tmp_path, head, facts_of(model))
     whole = (tmp_path / WEIGHTS).read_bytes()
     for damage in (b"", whole[: len(whole) // 2], b"\x00" * 100):
         (tmp_path / WEIGHTS).write_bytes(damage)
@@ -342,9 +354,73 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
             load_head(tmp_path)
     with torch.no_grad():
         head.fc.weight[0, 0] = float("inf")
-    save_head(tmp_path, head, target_facts(describe(model)))
+    save_head(tmp_path, head, facts_of(model))
     with pytest.raises(HeadError, match=r"fc\.weight"):
         load_head(tmp_path)
+
+
+@pytest.mark.fault("X1")
+def test_files_that_no_head_has_written(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    head = tiny_head(model, draft_vocab=20)
+    save_head(tmp_path, head, facts_of(model))
+    sound = load_file(tmp_path / WEIGHTS)
+    for change, field in (
+        ({"extra": torch.zeros(2)}, "extra"),
+        ({"fc.weight": sound["fc.weight"].int()}, r"fc\.weight"),
+        ({"draft_ids": sound["draft_ids"].float()}, "draft_ids"),
+        ({"draft_ids": sound["draft_ids"].flip(0)}, "draft_ids"),
+    ):
+        save_file({**sound, **change}, tmp_path / WEIGHTS)
+        with pytest.raises(HeadError, match=field):
+            load_head(tmp_path)
+    for text in ("[" * 100_000, '{"head": ' + "9" * 5000 + "}", "[]", "\ud800"):
+        (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(HeadError, match=r"config\.json"):
+            load_head(tmp_path)
+
+
+def test_saved_and_loaded_by_the_names_that_people_know(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    Stored(tiny_head(model), facts_of(model), {"step": 3}).save_pretrained(tmp_path)
+    assert Stored.from_pretrained(tmp_path).training == {"step": 3}
+
+
+def test_inference_mode_leaves_a_head_usable() -> None:
+    model = tiny_model("llama")
+    drafter = CausalParallelDrafter(tiny_head(model), 512)
+    want = plain(model, PROMPT, max_new_tokens=12)
+    with AdaptiveDecoder(model, {"policy": "fixed:6"}, drafter=drafter) as decoder:
+        for inference in (True, False, True, False):
+            with torch.inference_mode(inference):
+                session = decoder.start(PROMPT, max_new_tokens=12)
+                while not session.finished:
+                    session.step()
+                assert session.generated == want
+                assert session.stats.draft_faults == 0
+                session.close()
+
+
+def test_a_draft_that_was_interrupted_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    drafter = CausalParallelDrafter(tiny_head(model), 512)
+    write = drafter.memory.context.write
+
+    def interrupted(*given: Any) -> None:
+        write(*given)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with AdaptiveDecoder(model, {"policy": "fixed:6"}, drafter=drafter) as decoder:
+        session = decoder.start(PROMPT, max_new_tokens=12)
+        monkeypatch.setattr(drafter.memory.context, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.step()
+        while not session.finished:
+            session.step()
+        assert session.generated == plain(model, PROMPT, max_new_tokens=12)
+        assert session.stats.draft_faults == 0
+        assert session.stats.num_draft_tokens > 20
 
 
 def test_configs_are_read_back() -> None:

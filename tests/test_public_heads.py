@@ -199,6 +199,19 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         )
         with pytest.raises(HeadError, match=name):
             load_any(tmp_path)
+    for change, field in (
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_attention_heads": "4", "head_dim": None}, "num_attention_heads"),
+        ({"rms_norm_eps": "x"}, "norm_eps"),
+        ({"rope_theta": [1]}, "rope_theta"),
+        ({"dflash_config": {**about["dflash_config"], "causal_head": "false"}}, "causal"),
+        ({"dflash_config": {**about["dflash_config"], "mask_token_id": 10**9}}, "mask_token"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**about, **change}))
+        with pytest.raises(HeadError, match=field):
+            load_any(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**about, "speculators_config": {}}))
     with pytest.raises(HeadError, match="speculators"):
         load_any(tmp_path)

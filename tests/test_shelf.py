@@ -11,7 +11,7 @@ import torch
 
 from adaptive_spec.build import find_drafters
 from adaptive_spec.config import Config, load_config
-from adaptive_spec.errors import ArgumentError, HeadError
+from adaptive_spec.errors import ArgumentError, CatalogueError, HeadError
 from adaptive_spec.heads import shelf
 from adaptive_spec.heads.config import HeadConfig, target_facts
 from adaptive_spec.heads.head import Head
@@ -79,7 +79,7 @@ def test_heads_are_found_by_name_folder_or_hub_id(
     with pytest.raises(HeadError, match=r"nowhere.*tiny"):
         shelf.find("nowhere")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(HeadError, match="the hub does not give it"):
+    with pytest.raises(CatalogueError, match="the hub does not give it"):
         shelf.find("nobody/nothing")
 
 

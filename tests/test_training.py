@@ -367,7 +367,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     other._target = {**other._target, "vocab": 1}
     with pytest.raises(TrainingError, match="another target"):
         other.resume()
-    (tmp_path / "state.json").write_text("{")
+    (tmp_path / "state.safetensors").write_text("{")
     with pytest.raises(TrainingError, match="taken up"):
         _run(tmp_path, model).resume()
 

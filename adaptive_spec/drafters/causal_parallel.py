@@ -85,7 +85,7 @@ class CausalParallelDrafter:
         *,
         width: int = 8,
         siblings: int = 8,
-        candidates: int = 48,
+        candidates: int = 64,
         coupled: bool = True,
         slots: int = 512,
     ) -> None:
@@ -127,11 +127,19 @@ class CausalParallelDrafter:
         ]
         self.memory.catch_up([request.id for request in requests])
         live = [d for d in drafts if d.plan.nodes > 0 and d.plan.depth > 0]
-        if live and (depths := self._forward(live)) is not None:
-            self._grow(live, depths)
+        if live:
+            self._draft(live)
         return [
             draft.sapling.tree() if draft.sapling else CandidateTree.empty() for draft in drafts
         ]
+
+    def _draft(self, drafts: Sequence[_Draft]) -> None:
+        """Trees for all; where one request spoils the forward, the others draft alone."""
+        if (depths := self._forward(drafts)) is not None:
+            self._grow(drafts, depths)
+        elif len(drafts) > 1:
+            for draft in drafts:
+                self._draft([draft])
 
     def _forward(self, drafts: Sequence[_Draft]) -> _Depths | None:
         """One packed forward for all requests; None if any of it is not finite."""

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from adaptive_spec.errors import HeadError
 from adaptive_spec.types import Architecture
 
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = "adaptive-spec-head"
 VERSION = 1
+_MOST = {
+    "hidden": 1 << 17,
+    "vocab": 1 << 22,
+    "layers": 64,
+    "heads": 1024,
+    "kv_heads": 1024,
+    "head_dim": 4096,
+    "intermediate": 1 << 20,
+    "rank": 1 << 14,
+}
+"""Largest whole numbers that a config may ask for."""
 CORRECTORS = ("none", "low_rank", "markov", "gated", "recurrent")
 
 
@@ -58,10 +72,9 @@ class HeadConfig:
     """Width of the corrector."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "vocab", "layers", "heads", "kv_heads", "head_dim", "intermediate"):
-            _whole(name, getattr(self, name), 1)
+        for name, most in _MOST.items():
+            _whole(name, getattr(self, name), 1, most)
         _whole("block", self.block, 1 if self.ahead else 2, 256)
-        _whole("rank", self.rank, 1)
         if self.draft_vocab is not None:
             _whole("draft_vocab", self.draft_vocab, 1, self.vocab)
         if not self.taps or any(not isinstance(tap, int) or tap < 0 for tap in self.taps):
@@ -72,10 +85,8 @@ class HeadConfig:
             raise HeadError("head_dim", self.head_dim, "an even number")
         if self.corrector not in CORRECTORS:
             raise HeadError("corrector", self.corrector, f"one of {', '.join(CORRECTORS)}")
-        if not self.own_masks and self.mask_token is None:
-            raise HeadError(
-                "mask_token", None, "a token id, where masks have no vectors of their own"
-            )
+        if not self.own_masks or self.mask_token is not None:
+            _whole("mask_token", self.mask_token, 0, self.vocab - 1)
         for name in ("rope_theta", "norm_eps", "embed_scale"):
             if not getattr(self, name) > 0:
                 raise HeadError(name, getattr(self, name), "above 0")
@@ -115,6 +126,22 @@ class HeadConfig:
             ):
                 raise HeadError(name, given[name], "a number")
         return HeadConfig(**given)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """``config.json`` of a folder.
+
+    Raises:
+        HeadError: it is missing or no JSON object.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HeadError(CONFIG, str(folder), f"cannot be read: {error}") from None
+    if not isinstance(about, dict):
+        raise HeadError(CONFIG, type(about).__name__, "a JSON object")
+    return about
 
 
 def target_facts(facts: Architecture) -> dict[str, Any]:

@@ -91,12 +91,15 @@ class ContextSlots:
             tensor[:, :, free] = 0
 
     def _hold(self, slots: int) -> None:
-        """Grow by doubling to at least ``slots``; new slots are zero."""
+        """Grow by doubling to at least ``slots``, all layers or none; new slots are zero."""
         have = self._keys[0].shape[2]
         if slots <= have:
             return
         more = max(slots, 2 * have, 64) - have
-        for tensors in (self._keys, self._values):
-            for layer, old in enumerate(tensors):
-                new = old.new_zeros(1, old.shape[1], more, old.shape[3])
-                tensors[layer] = torch.cat([old, new], dim=2)
+        with torch.inference_mode(False), torch.no_grad():  # they are written to in any mode
+            grown = [
+                torch.nn.functional.pad(old, (0, 0, 0, more))
+                for old in (*self._keys, *self._values)
+            ]
+        layers = len(self._keys)
+        self._keys, self._values = grown[:layers], grown[layers:]

@@ -71,7 +71,7 @@ class HeadMemory:
 
     def catch_up(self, requests: Sequence[str]) -> None:
         """Fuse what waits, of all requests in one go, and keep its K and V."""
-        late = [known for name in requests if (known := self._known[name]).waiting]
+        late = [known for name in requests if self._waits(known := self._known[name])]
         if not late:
             return
         taps = torch.cat([taps for known in late for taps, _ in known.waiting])
@@ -91,3 +91,9 @@ class HeadMemory:
             known.before = fused[0, rows][-1]
             known.waiting.clear()
             first += len(places_T)
+
+    def _waits(self, known: Known) -> bool:
+        """Whether taps wait; those that an interrupted call had fused already are dropped."""
+        have = len(self.context.pool.slots(known.owner))
+        known.waiting = [(taps, place) for taps, place in known.waiting if place[-1] >= have]
+        return len(known.waiting) > 0

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from adaptive_spec.errors import HeadError
-from adaptive_spec.heads.config import FORMAT, HeadConfig
-from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import WEIGHTS, Stored, fill, load_head, read_config, read_weights
+from adaptive_spec.heads.config import FORMAT, WEIGHTS, HeadConfig, read_config
+from adaptive_spec.heads.store import Stored, build, load_head, read_weights
 
 _MARKOV = {
     "markov_head.markov_w1.weight": "corrector.inward.weight",
@@ -53,8 +52,7 @@ def _dflash(
         for name, value in given.items()
         if not name.startswith(_UNUSED)
     }
-    head = Head(_shape(about, weights))
-    fill(head, weights)
+    head = build(_shape(about, weights), weights)
     target = {"hidden": head.config.hidden, "vocab": head.config.vocab}
     return Stored(head.to(dtype).eval(), target, {})
 
@@ -72,30 +70,47 @@ def _shape(about: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Hea
 
     layers = {name.split(".")[1] for name in weights if name.startswith("layers.")}
     markov = weights.get("corrector.inward.weight")
+    if markov is not None and markov.dim() != 2:
+        raise HeadError("markov_head.markov_w1.weight", tuple(markov.shape), "two dimensions")
     rope = about.get("rope_parameters")
-    theta = rope.get("rope_theta") if isinstance(rope, Mapping) else about.get("rope_theta")
-    heads = wanted("num_attention_heads")
+    rope = rope if isinstance(rope, Mapping) else {}
+    theta = rope.get("rope_theta", about.get("rope_theta"))
+    _refuse(about, rope)
+    heads, hidden = wanted("num_attention_heads"), wanted("hidden_size")
+    for name, value in (("num_attention_heads", heads), ("hidden_size", hidden)):
+        if not isinstance(value, int) or value < 1:
+            raise HeadError(name, value, "a whole number, 1 or more")
     return HeadConfig.read(
         {
-            "hidden": wanted("hidden_size"),
+            "hidden": hidden,
             "vocab": wanted("vocab_size"),
             "taps": wanted("target_layer_ids"),
             "layers": len(layers),
             "heads": heads,
             "kv_heads": about.get("num_key_value_heads", heads),
-            "head_dim": about.get("head_dim") or wanted("hidden_size") // heads,
+            "head_dim": about.get("head_dim") or hidden // heads,
             "intermediate": wanted("intermediate_size"),
             "block": wanted("block_size"),
-            "causal": bool(inner.get("causal_head", about.get("causal_head", False))),
+            "causal": inner.get("causal_head", about.get("causal_head", False)),
             "ahead": False,
             "injection": False,
             "own_masks": False,
             "mask_token": wanted("mask_token_id"),
             "qk_norm": "layers.0.self_attn.q_norm.weight" in weights,
             "bias": "layers.0.self_attn.q_proj.bias" in weights,
-            "rope_theta": float(theta if theta is not None else 10_000.0),
-            "norm_eps": float(about.get("rms_norm_eps", 1e-6)),
+            "rope_theta": theta if theta is not None else 10_000.0,
+            "norm_eps": about.get("rms_norm_eps", 1e-6),
             "corrector": "none" if markov is None else "markov",
             "rank": 1 if markov is None else markov.shape[1],
         }
     )
+
+
+def _refuse(about: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+    """Raise HeadError for what would be drafted wrongly without a word."""
+    kind = rope.get("rope_type", "default")
+    if kind != "default" or about.get("rope_scaling") is not None:
+        raise HeadError("rope_scaling", about.get("rope_scaling") or kind, "none is supported")
+    types = about.get("layer_types") or []
+    if not isinstance(types, list) or any(one != "full_attention" for one in types):
+        raise HeadError("layer_types", types, "only full_attention")

@@ -11,9 +11,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from adaptive_spec.errors import HeadError
-from adaptive_spec.heads.config import check_target
-from adaptive_spec.heads.store import CONFIG, WEIGHTS, digest, read_config
+from adaptive_spec.errors import CatalogueError, HeadError
+from adaptive_spec.heads.config import CONFIG, WEIGHTS, check_target, read_config
 from adaptive_spec.types import Architecture
 
 SHELF = Path(__file__).resolve().parent / "shipped"
@@ -56,7 +55,7 @@ def find(name: str) -> Path:
         name: of a head on the shelf, a folder, or a hub id ``org/name``.
 
     Raises:
-        HeadError: none of the three, or the hub does not give it.
+        HeadError: none of the three. CatalogueError: the hub does not give it.
     """
     if name in names():
         return SHELF / name
@@ -73,6 +72,8 @@ def find(name: str) -> Path:
 
 def made_for(model: Any, facts: Architecture) -> str | None:
     """The head on the shelf that was made for the weights of ``model``; None if there is none."""
+    from adaptive_spec.heads.store import digest  # brings torch, which a list does not need
+
     mine = None
     for name in names():
         target = read_config(SHELF / name).get("target", {})
@@ -94,7 +95,7 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise HeadError("head", name, f"the hub does not give it: {reason}") from None
+        raise CatalogueError(f"head {name!r}: the hub does not give it: {reason}") from None
 
 
 def _about(folder: Path) -> Listing:

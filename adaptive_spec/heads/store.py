@@ -18,10 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from adaptive_spec.errors import HeadError
-from adaptive_spec.heads.config import FORMAT, VERSION, HeadConfig
+from adaptive_spec.heads.config import (
+    CONFIG,
+    FORMAT,
+    VERSION,
+    WEIGHTS,
+    HeadConfig,
+    read_config,
+)
 from adaptive_spec.heads.head import Head
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+TARGET = ("model_type", "layers", "hidden", "vocab", "digest")
+"""What a head of our own must know of its target."""
 SAMPLE = 64
 """Numbers of every weight that the digest looks at."""
 
@@ -35,6 +43,15 @@ class Stored:
     """Facts and digest of the target that it was made for."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Data, steps and results, for the model card."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the head in bfloat16, see ``save_head``."""
+        save_head(folder, self.head, self.target, self.training)
+
+    @staticmethod
+    def from_pretrained(folder: str | Path) -> Stored:
+        """Read a head of our own format, see ``load_head``."""
+        return load_head(folder)
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -81,22 +98,6 @@ def save_head(
     fresh.replace(place / CONFIG)
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """``config.json`` of a folder.
-
-    Raises:
-        HeadError: it is missing or no JSON object.
-    """
-    path = Path(folder) / CONFIG
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise HeadError(CONFIG, str(folder), f"cannot be read: {error}") from None
-    if not isinstance(about, dict):
-        raise HeadError(CONFIG, type(about).__name__, "a JSON object")
-    return about
-
-
 def load_head(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:
     """Read a head of our own format, on the CPU.
 
@@ -111,12 +112,32 @@ def load_head(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:
         if not isinstance(about.get(name), dict):
             raise HeadError(name, type(about.get(name)).__name__, "a JSON object")
     config = HeadConfig.read(about["head"])
+    for name in TARGET:
+        if name not in about["target"]:
+            raise HeadError(f"target.{name}", None, "it is missing")
     weights = read_weights(Path(folder) / WEIGHTS)
     ids = weights.pop("draft_ids", None)
-    head = Head(config, None if ids is None else ids.long())
-    fill(head, weights)
+    if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
+        raise HeadError("draft_ids", str(ids.dtype), "whole numbers")
+    head = build(config, weights, None if ids is None else ids.long())
     training = about.get("training")
-    return Stored(head.to(dtype).eval(), about["target"], training if training else {})
+    known = training if isinstance(training, dict) else {}
+    return Stored(head.to(dtype).eval(), about["target"], known)
+
+
+def build(
+    config: HeadConfig, weights: Mapping[str, torch.Tensor], ids: torch.Tensor | None = None
+) -> Head:
+    """A head of ``config`` with ``weights``; memory is taken only if their shapes fit.
+
+    Raises:
+        HeadError: see ``fill``.
+    """
+    with torch.device("meta"):
+        _check(Head(config, ids), weights)
+    head = Head(config, ids)
+    fill(head, weights)
+    return head
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -138,13 +159,20 @@ def fill(head: Head, weights: Mapping[str, torch.Tensor]) -> None:
     Raises:
         HeadError: one is not; it is named.
     """
+    _check(head, weights)
+    for name, given in weights.items():
+        if not bool(torch.isfinite(given.float()).all()):
+            raise HeadError(name, str(given.dtype), "finite floating-point numbers")
+    head.load_state_dict(dict(weights), strict=False)
+
+
+def _check(head: Head, weights: Mapping[str, torch.Tensor]) -> None:
     own = {name: value for name, value in head.state_dict().items() if name != "draft_ids"}
-    for name in own.keys() ^ weights.keys():
+    for name in sorted(own.keys() ^ weights.keys()):
         raise HeadError(name, "tensor", "missing" if name in own else "unknown to this config")
     for name, value in own.items():
         given = weights[name]
         if given.shape != value.shape:
             raise HeadError(name, tuple(given.shape), f"expected {tuple(value.shape)}")
-        if not given.is_floating_point() or not bool(torch.isfinite(given).all()):
+        if not given.is_floating_point():
             raise HeadError(name, str(given.dtype), "finite floating-point numbers")
-    head.load_state_dict(dict(weights), strict=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptive_spec.heads.store import CARD, read_config
+from adaptive_spec.heads.config import CARD, read_config
 from adaptive_spec.pictures import Chart, charts, save
 
 CURVES = "curves.png"
@@ -29,16 +29,17 @@ and the target verifies them, so that the text is exactly what the target writes
 | weights of the target | `{digest}` (digest of a sample) |
 | head | {layers} layers, block {block}, taps {taps}, corrector `{corrector}` (rank {rank}) |
 | drafted tokens | {vocab} |
-| steps | {step}, {seconds:.0f} minutes on a CPU |
+| steps | {step}, {minutes:.0f} minutes on a CPU |
 | text learned from | {written:,} answer tokens, written by the target itself |
 | chain on held-out text | {length:.2f} tokens per step ({base:.2f} without the corrector) |
 
 ## Data
 
-Every answer was written by the target. The prompts: tasks about the documented functions of
-Python's standard library ({code:.0%}), questions that the target asked itself ({chat:.0%}) and sums
-from templates ({arithmetic:.0%}). Prompts that share a run of eight words with HumanEval or
-MT-Bench were left out; no benchmark was used for training or for choosing settings.
+Every answer was written by the target. The prompts, in the shares that the settings ask for: tasks
+about the documented functions of Python's standard library ({code:.0%}), questions that the target
+asked itself ({chat:.0%}) and sums from templates ({arithmetic:.0%}). Prompts that share a run of
+eight words with HumanEval or MT-Bench were left out; no benchmark was used for training or for
+choosing settings.
 
 ## Curves
 
@@ -46,7 +47,7 @@ MT-Bench were left out; no benchmark was used for training or for choosing setti
 
 ## Licence
 
-Apache-2.0, as the target.
+Apache-2.0. What the target's licence says of text that it wrote holds beside it.
 """
 
 
@@ -81,7 +82,7 @@ def write_card(folder: Path, model: str, log: Path) -> None:
         if vocab is None
         else f"the {vocab:,} most frequent ({held['coverage']:.1%} of what is written)",
         step=training["step"],
-        seconds=last[-1]["seconds"] / 60,
+        minutes=last[-1]["seconds"] / 60,
         written=last[-1]["written_tokens"],
         length=held["acceptance_length"],
         base=held["base_acceptance_length"],

@@ -1,4 +1,4 @@
-"""What a run needs to go on: weights, moments of the optimiser and counts, of one moment."""
+"""What a run needs to go on, in one file: weights, moments of the optimiser and counts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from adaptive_spec.errors import HeadError, TrainingError
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import WEIGHTS, fill, read_weights, save_head
+from adaptive_spec.heads.store import fill
 
-LAST, STATE, MOMENTS = "last", "state.json", "state.safetensors"
+STATE = "state.safetensors"
+_HEAD, _MOMENT = "head.", "moment."
 
 
 def save(
@@ -24,26 +25,21 @@ def save(
     target: dict[str, Any],
     learner: torch.optim.Optimizer,
 ) -> None:
-    """Write LAST, MOMENTS and STATE, each whole, the counts last.
+    """Write STATE whole or not at all.
 
     Raises:
         TrainingError: there is no room, or the folder cannot be written.
     """
-    moments = {
-        f"{index}.{name}": value
-        for index, entry in learner.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-    state = {**counts, "target": target, "head": head.config.as_dict()}
+    tensors = {f"{_HEAD}{name}": value.contiguous() for name, value in head.state_dict().items()}
+    for index, entry in learner.state_dict()["state"].items():
+        tensors |= {f"{_MOMENT}{index}.{name}": value for name, value in entry.items()}
+    about = {"counts": counts, "target": target, "head": head.config.as_dict()}
+    fresh = folder / f".{STATE}.tmp"
     try:
-        save_head(folder / LAST, head, target, counts, dtype=torch.float32)
-        fresh = folder / f".{MOMENTS}.tmp"
-        save_file(moments, fresh)
-        fresh.replace(folder / MOMENTS)
-        fresh = folder / f".{STATE}.tmp"
-        fresh.write_text(json.dumps(state), encoding="utf-8")
+        save_file(tensors, fresh, metadata={"about": json.dumps(about)})
         fresh.replace(folder / STATE)
     except (OSError, SafetensorError) as error:
+        fresh.unlink(missing_ok=True)
         raise TrainingError(f"cannot write to {folder}: {error}") from error
 
 
@@ -55,32 +51,39 @@ def load(
     Raises:
         TrainingError: it was begun for another target or another head, or is damaged.
     """
-    if not (folder / STATE).exists():
+    path = folder / STATE
+    if not path.exists():
         return None
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, mine in (("target", target), ("head", head.config.as_dict())):
-            if state[name] != mine:
+            if about[name] != mine:
                 raise TrainingError(
                     f"{folder} holds a run for another {name}; choose another folder"
                 )
-        if state["step"]:
-            weights = read_weights(folder / LAST / WEIGHTS)
-            ids = weights.pop("draft_ids", None)
-            moments = load_file(folder / MOMENTS)
-            fill(head, weights)
-            if head.draft_ids is not None and ids is not None:
-                head.draft_ids.copy_(ids)
-            _restore(learner, moments)
+        weights = {
+            name.removeprefix(_HEAD): value
+            for name, value in tensors.items()
+            if name.startswith(_HEAD)
+        }
+        ids = weights.pop("draft_ids", None)
+        fill(head, weights)
+        if head.draft_ids is not None and ids is not None:
+            head.draft_ids.copy_(ids)
+        _restore(learner, tensors)
+        counts: dict[str, Any] = about["counts"]
     except (OSError, ValueError, KeyError, TypeError, HeadError, SafetensorError) as error:
         raise TrainingError(f"{folder} cannot be taken up: {error}") from error
-    return state
+    return counts
 
 
-def _restore(learner: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:
-    known = learner.state_dict()
-    entries: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in moments.items():
-        index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = value
-    learner.load_state_dict({**known, "state": entries})
+def _restore(learner: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    known, entries = learner.state_dict(), dict[int, dict[str, torch.Tensor]]()
+    for key, value in tensors.items():
+        if key.startswith(_MOMENT):
+            index, _, name = key.removeprefix(_MOMENT).partition(".")
+            entries.setdefault(int(index), {})[name] = value
+    if entries:
+        learner.load_state_dict({**known, "state": entries})

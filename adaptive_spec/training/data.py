@@ -29,13 +29,19 @@ class Shards:
 
     def __init__(self, folder: str | Path, most_bytes: int) -> None:
         self.folder, self.most_bytes = Path(folder), most_bytes
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob(".*.tmp"):
-            torn.unlink(missing_ok=True)
+        self.full = False
+        """The bound was reached: for a new shard an old one goes."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for torn in self.folder.glob(".*.tmp"):
+                torn.unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(f"cannot write training data to {folder}: {error}") from error
 
     def paths(self) -> list[Path]:
         """Shards by age, the oldest first."""
-        return sorted(self.folder.glob("*.safetensors"), key=lambda path: int(path.stem))
+        found = (path for path in self.folder.glob("*.safetensors") if path.stem.isdigit())
+        return sorted(found, key=lambda path: int(path.stem))
 
     @property
     def bytes(self) -> int:
@@ -45,8 +51,11 @@ class Shards:
         """Tokens of answers in all shards, from their headers."""
         total = 0
         for path in self.paths():
-            with safe_open(path, framework="pt") as file:
-                total += int((file.metadata() or {}).get("answer_tokens", 0))
+            try:
+                with safe_open(path, framework="pt") as file:
+                    total += int((file.metadata() or {}).get("answer_tokens", 0))
+            except (OSError, SafetensorError) as error:
+                raise TrainingError(f"cannot read training data {path}: {error}") from error
         return total
 
     def add(self, sequences: Sequence[Written]) -> Path:
@@ -73,6 +82,7 @@ class Shards:
             fresh.unlink(missing_ok=True)
             raise TrainingError(f"cannot write training data to {self.folder}: {error}") from error
         while self.bytes > self.most_bytes and len(self.paths()) > 1:
+            self.full = True
             self.paths()[0].unlink()
         return path
 

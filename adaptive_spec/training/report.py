@@ -9,6 +9,7 @@ import torch
 
 from adaptive_spec import models, prompts
 from adaptive_spec.drafters.causal_parallel import for_target
+from adaptive_spec.errors import ArgumentError
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.public import load_any
 from adaptive_spec.heads.shelf import find
@@ -43,6 +44,9 @@ def report(
         HeadError: the head cannot be read, or belongs to another target.
         ArgumentError, UnknownNameError: the prompts cannot be read.
     """
+    for option, value in (("limit", limit), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ArgumentError(option, value, "at least 1")
     texts = prompts.suite(suite, limit, progress=tell)
     loaded, tokenizer = models.load(model, dtype, progress=tell)
     ids = [prompts.encode(tokenizer, one.text)[0].tolist() for one in texts]

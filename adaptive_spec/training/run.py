@@ -11,6 +11,7 @@ from adaptive_spec import models, prompts
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.heads.config import CORRECTORS, HeadConfig, target_facts
 from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.shelf import find
 from adaptive_spec.heads.store import digest, load_head
 from adaptive_spec.target import decoder_layers, describe, head_facts, refuse
 from adaptive_spec.training.measuring import Measured
@@ -37,7 +38,8 @@ def train(
     """Train a head, or go on with the run that ``out`` holds.
 
     Args:
-        begin: a head to begin with (its weights; optimiser and data are fresh).
+        begin: a head to begin with (name, folder or hub id): its weights; optimiser and data are
+            fresh.
 
     Raises:
         ArgumentError: a setting that does not fit the model.
@@ -67,10 +69,11 @@ def train(
     run = Run(folder, config, head, target, writer, tell, model)
     run.resume()
     if run.step == 0 and begin is not None:
-        given = load_head(begin).head
-        if given.config != head.config:
-            raise ArgumentError("begin", begin, "a head of the shape that the settings ask for")
-        head.load_state_dict(given.state_dict())
+        given = load_head(find(begin))
+        if given.head.config != head.config or given.target["digest"] != target["digest"]:
+            allowed = "a head for this target, of the shape that the settings ask for"
+            raise ArgumentError("begin", begin, allowed)
+        head.load_state_dict(given.head.state_dict())
     run.write(min(config.data.first_tokens, config.data.tokens))
     if run.step == 0 and begin is None and head.draft_ids is not None:
         head.draft_ids.copy_(_vocabulary(run, shape, tokenizer))
@@ -83,8 +86,11 @@ def train(
 
 def _fresh(model: Any, shape: ShapeSection, taps: tuple[int, ...]) -> Head:
     """A head with random weights, or those of the target's last layers where it can have them."""
+    own = decoder_layers(model)[-1].state_dict()
     config = HeadConfig(
         **head_facts(model),
+        qk_norm="self_attn.q_norm.weight" in own,
+        bias="self_attn.q_proj.bias" in own,
         taps=taps,
         layers=shape.layers,
         block=shape.block,

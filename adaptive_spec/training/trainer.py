@@ -1,7 +1,7 @@
 """The training run: write, learn, write more, check, keep what is best; resumable at any step.
 
 OUT/head        the best head so far (``heads.store``), with its model card and curves
-OUT/last        the newest one, and OUT/state.* what else is needed to go on from it
+OUT/state       what is needed to go on: the newest weights, the optimiser's moments, counts
 OUT/data        shards of written text; OUT/held_out those that are never learned from
 OUT/log.jsonl   a line per check: losses, acceptance by slot, text written, seconds
 """
@@ -77,7 +77,8 @@ class Run:
         return self.shards.tokens()
 
     def write(self, most: int) -> None:
-        """Write batches until ``most`` answer tokens are there; held-out text first of all."""
+        """Write batches until ``most`` answer tokens are there, or as many as the disk may hold;
+        held-out text first of all."""
         if not self.held.paths():
             self._tell("writing text to be held out", None)
             self.held.add(self._writer.held_out(self._config.learning.held_out))
@@ -90,6 +91,8 @@ class Run:
             if texts:
                 self.shards.add(texts)
             self._save_state()
+            if self.shards.full:
+                return
 
     # -- learning -------------------------------------------------------------------------------
 
@@ -212,9 +215,14 @@ def frequent(texts: Iterator[Written], count: int, always: Sequence[int]) -> tor
 
 
 def warm_start(head: Head, layers: Sequence[Any], norm: Any) -> int:
-    """Begin with the target's last layers where shapes fit; returns how many tensors did."""
+    """Begin with the target's last layers where shapes fit; returns how many tensors did.
+
+    Layers with norms of another kind (Gemma's four per layer) are left out.
+    """
     taken = 0
     own = head.state_dict()
+    if any("pre_feedforward_layernorm.weight" in layer.state_dict() for layer in layers):
+        return 0
     for place, layer in enumerate(list(layers)[-len(head.layers) :]):
         for name, weight in layer.state_dict().items():
             mine = own.get(f"layers.{place}.{name}")

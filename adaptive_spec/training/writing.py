@@ -82,7 +82,7 @@ class Writer:
         found: list[Written] = []
         luck, seed = random.Random(self._settings.seed), self._settings.seed
         while len(found) < count:
-            if len(self._aside) < count:
+            if len(self._aside) < count - len(found):
                 self._gather(seed, len(self._waiting) + POOL * self._settings.rows)
             found += self._answers(self._aside, luck, 0.0, seed, most=max(count // 4, 1))
             seed += 1
