@@ -485,7 +485,8 @@ def test_a_report_of_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(found["faithfulness"]) == kinds == set(found["branch_hits"])
     assert found["faithfulness"]["uncorrected"] is None
     assert found["faithfulness"]["corrected"] != found["faithfulness"]["zeroed"]
-    assert set(found["branch_hits"]["zeroed"]) == {"2", "3", "4"}
+    assert set(found["branch_hits"]["corrected"]) == {"1", "2", "3"}
+    assert found["branch_trees"] > 0
     assert found["coverage"] == 1.0
     assert found["draft_share"] > 0
     assert png.read_bytes().startswith(b"\x89PNG")

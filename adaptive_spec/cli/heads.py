@@ -120,7 +120,7 @@ def _show(found: dict[str, Any]) -> None:
         if gap is None:
             continue
         shares = found["branch_hits"].get(kind) or {}
-        hits = ", ".join(f"{depth}: {share:.0%}" for depth, share in shares.items())
-        results.print(f"branches 2 to 5, {kind}: gap {gap:.1f} nats; best child right at {hits}")
+        hits = ", ".join(f"depth {depth} {share:.0%}" for depth, share in shares.items())
+        results.print(f"branches 2 to 5, {kind}: gap {gap:.1f} nats; best child right: {hits}")
     share, coverage = found["draft_share"], found["coverage"]
     results.print(f"a draft takes {share:.1%} of a plain step; {coverage:.1%} of tokens are known")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from adaptive_spec import models, prompts
 from adaptive_spec.drafters.causal_parallel import for_target
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.heads.corrector import Corrector
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.public import load_any
 from adaptive_spec.heads.shelf import find
@@ -19,6 +21,10 @@ from adaptive_spec.target import describe
 from adaptive_spec.training.witness import WatchedDrafter, Witness
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
+PRICED = 16
+"""The budget at which a draft is held against a plain step."""
+TREES = 50
+"""Trees whose branches are followed, spread over the prompts."""
 Tell = Callable[[str, float | None], None]
 
 
@@ -63,29 +69,32 @@ def report(
 
     def witnessed(head: Head) -> tuple[_Totals, dict[str, Any]]:
         watched = fresh(head)
-        witness = Witness(watched)
+        witness = Witness(watched, -(-TREES // len(ids)))
         return decode(f"fixed:{BUDGETS[-1]}", watched, witness), witness.facts()
 
     plain = decode("fixed:0", fresh(drafter.head))
-    tau = {}
-    for budget in BUDGETS[:-1]:
-        tau[str(budget)] = decode(f"fixed:{budget}", fresh(drafter.head)).length
-    last, facts = witnessed(drafter.head)
-    tau[str(BUDGETS[-1])] = last.length
-    for key in ("faithfulness", "branch_hits"):
-        facts[key]["uncorrected"] = None
+    runs = {budget: decode(f"fixed:{budget}", fresh(drafter.head)) for budget in BUDGETS[:-1]}
+    runs[BUDGETS[-1]], facts = witnessed(drafter.head)
+    bare = copy.copy(drafter.head)  # shares everything but the corrector
+    bare._modules = {**drafter.head._modules, "corrector": Corrector()}
+    others = {"zeroed": witnessed(bare)[1]}
     if against is not None:
-        other = for_target(load_any(find(against)), loaded, coupled=False)
-        _, found = witnessed(other.head)
-        for key in ("faithfulness", "branch_hits"):
-            facts[key]["uncorrected"] = found[key].get("zeroed")
+        other = for_target(load_any(find(against)), loaded, coupled=False).head
+        if other.config.corrector != "none":
+            raise ArgumentError("against", against, "a head that was trained without a corrector")
+        others["uncorrected"] = witnessed(other)[1]
+    kinds = {"corrected": facts, "uncorrected": others.get("uncorrected"), **others}
     known = drafter.head.draft_ids
     written = torch.tensor(plain.written)
     covered = 1.0 if known is None else float(torch.isin(written, known).float().mean())
     return {
-        "tau_by_budget": tau,
-        **facts,
-        "draft_share": (last.draft / last.steps) / (plain.seconds / plain.steps),
+        "tau_by_budget": {str(budget): run.length for budget, run in runs.items()},
+        "acceptance_by_depth": facts["acceptance_by_depth"],
+        "acceptance_by_rank": facts["acceptance_by_rank"],
+        "faithfulness": {kind: one and one["gap"] for kind, one in kinds.items()},
+        "branch_hits": {kind: one and one["hits"] for kind, one in kinds.items()},
+        "branch_trees": facts["trees"],
+        "draft_share": runs[PRICED].draft_seconds / plain.step_seconds,
         "coverage": covered,
     }
 
@@ -125,6 +134,16 @@ class _Totals:
     def length(self) -> float:
         """Tokens of a step."""
         return self.tokens / self.steps
+
+    @property
+    def draft_seconds(self) -> float:
+        """Of a step."""
+        return self.draft / self.steps
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step, drafting left out."""
+        return self.seconds / self.steps
 
 
 def _decoded(

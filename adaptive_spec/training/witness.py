@@ -1,9 +1,10 @@
 """What verification says about a head's trees: by depth, by rank, and along its best branches.
 
 Definitions (design, section 12): the *branch gap* is the mean over branches of the absolute
-difference of summed draft and target log-probabilities; the *branch hit rate* is the share of nodes
-on those branches whose best child is the target's argmax given that branch. The best branch is left
-out: it is the rest that a head without path conditioning gets wrong.
+difference of summed draft and target log-probabilities; the *branch hit rate* at depth d is the
+share of nodes of depth d on those branches whose best child is the target's argmax given that
+branch. The best branch is left out: it is the rest that a head without path conditioning gets
+wrong. q is normalised over the whole draft vocabulary.
 
 Legend: N nodes of a tree, V draft vocabulary, H hidden, D depths.
 """
@@ -25,7 +26,6 @@ from adaptive_spec.types import ROOT
 
 DEPTH, BRANCHES = 4, 5
 """Branches are followed to this depth; so many of the best are looked at, the first left out."""
-KINDS = ("corrected", "zeroed")
 
 
 class WatchedDrafter(CausalParallelDrafter):
@@ -46,25 +46,27 @@ class Witness:
     """A learner that learns nothing and remembers what it saw.
 
     Args:
-        steps: trees whose branches are followed.
+        per_request: trees of a request whose branches are followed.
     """
 
     head_version: str | None = None
     arm: str | None = None
 
-    def __init__(self, drafter: WatchedDrafter, steps: int = 50) -> None:
-        self._drafter, self._left = drafter, steps
+    def __init__(self, drafter: WatchedDrafter, per_request: int = 50) -> None:
+        self._drafter, self._most = drafter, per_request
+        self.followed: Counter[str] = Counter()
         self.tried: Counter[int] = Counter()
         self.accepted: Counter[int] = Counter()
         self.ranks: Counter[int] = Counter()
-        self.gaps: dict[str, list[float]] = defaultdict(list)
-        self.hits: dict[str, dict[int, list[bool]]] = {kind: defaultdict(list) for kind in KINDS}
+        self.gaps: list[float] = []
+        self.hits: dict[int, list[bool]] = defaultdict(list)
 
     def observe(self, feedback: Sequence[Feedback]) -> None:
         for one in feedback:
             self._count(one)
-            if self._left > 0 and self._drafter.hidden is not None and self._follow(one):
-                self._left -= 1
+            wanted = self.followed[one.request] < self._most
+            if wanted and self._drafter.hidden is not None and self._follow(one):
+                self.followed[one.request] += 1
 
     def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
         return None
@@ -91,18 +93,20 @@ class Witness:
         hidden, head = self._drafter.hidden, self._drafter.head
         assert hidden is not None
         truth = one.logits.float().log_softmax(dim=-1)
-        anchor = self._drafter.anchor
+        anchor, seen = self._drafter.anchor, set[int]()
         for branch in branches:
             rows = [0, *(node + 1 for node in branch)]
             tokens = torch.from_numpy(one.tree.token[branch])
             target = float(truth[rows[:-1], tokens].sum())
             best = truth[rows].argmax(dim=-1)
-            for kind, logq in _drafts(head, hidden, anchor, tokens).items():
-                place = _draft_ids(head, tokens)
-                self.gaps[kind].append(abs(float(logq[range(len(branch)), place].sum()) - target))
-                guess = head.target_ids(logq.argmax(dim=-1))
-                for depth in range(2, DEPTH + 1):
-                    self.hits[kind][depth].append(bool(guess[depth - 1] == best[depth - 1]))
+            logq = _drafts(head, hidden, anchor, tokens)
+            drafted = float(logq[range(len(branch)), _draft_ids(head, tokens)].sum())
+            self.gaps.append(abs(drafted - target))
+            guess = head.target_ids(logq.argmax(dim=-1))
+            for depth in range(1, DEPTH):  # the node of that depth, and its best child
+                if branch[depth - 1] not in seen:
+                    self.hits[depth].append(bool(guess[depth] == best[depth]))
+            seen.update(branch)
         return True
 
     def facts(self) -> dict[str, Any]:
@@ -116,12 +120,9 @@ class Witness:
             "acceptance_by_rank": {
                 str(rank): count / total for rank, count in sorted(self.ranks.items())
             },
-            "faithfulness": {kind: float(np.mean(gap)) for kind, gap in self.gaps.items()},
-            "branch_hits": {
-                kind: {str(depth): float(np.mean(hit)) for depth, hit in hits.items()}
-                for kind, hits in self.hits.items()
-                if hits
-            },
+            "trees": self.followed.total(),
+            "gap": float(np.mean(self.gaps)) if self.gaps else None,
+            "hits": {str(depth): float(np.mean(hit)) for depth, hit in sorted(self.hits.items())},
         }
 
 
@@ -141,17 +142,11 @@ def _branches(tree: CandidateTree) -> list[list[int]]:
     return [found for _, found in paths[:BRANCHES]]
 
 
-def _drafts(
-    head: Head, hidden: torch.Tensor, anchor: int, tokens: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """[DEPTH, V] log-probabilities along a branch, with and without the corrector."""
+def _drafts(head: Head, hidden: torch.Tensor, anchor: int, tokens: torch.Tensor) -> torch.Tensor:
+    """[DEPTH, V] log-probabilities along a branch, over the whole draft vocabulary."""
     path = torch.cat([torch.tensor([anchor]), tokens[:-1]])
     states = head.corrector.states(path, head.embed(path).float())
-    rows = hidden[: len(tokens)]
-    return {
-        "corrected": head.logits(rows, states).float().log_softmax(dim=-1),
-        "zeroed": head.logits(rows).float().log_softmax(dim=-1),
-    }
+    return head.logits(hidden[: len(tokens)], states).float().log_softmax(dim=-1)
 
 
 def _draft_ids(head: Head, tokens: torch.Tensor) -> torch.Tensor:
