@@ -60,6 +60,7 @@ def test_float32_is_exact(prompts: str, temperature: float, batch: int) -> None:
         assert row.mismatches == 0
         assert row.identical + row.near_ties == len(PROMPTS)
     assert found["fixed:16"].acceptance_length > 1.1  # drafts were accepted: the claim is not empty
+    assert found["fixed:16"].drafter == "causal_parallel:smollm2-135m+suffix"  # what ships for it
 
 
 @pytest.mark.fault("L1")
