@@ -58,7 +58,7 @@ def find_drafters(config: Config) -> list[tuple[Entry[Drafter], str | None]]:
 
 
 def build_drafters(config: Config, context: DraftContext) -> list[Drafter]:
-    """The drafters that ``config.drafter`` names, in that order; ``auto`` must be settled.
+    """The drafters that ``config.drafter`` names, in that order; ``suffix`` for ``auto``.
 
     Raises:
         UnknownNameError, ArgumentError: a name or its argument is not valid.
@@ -71,7 +71,7 @@ def build_drafters(config: Config, context: DraftContext) -> list[Drafter]:
             coupled=config.coupled,
             context=context,
         )
-        for entry, argument in find_drafters(config)
+        for entry, argument in find_drafters(config) or [DRAFTERS.find(SUFFIX)]
     ]
 
 

@@ -140,6 +140,7 @@ class Deciding:
             nodes=max(0, min(nodes, self._max_nodes)),
             depth=max(0, min(depth, self._max_depth, features.remaining - 1)),
             drafters=_names(plan.drafters),
+            models=bool(plan.models),
             calls=max(1, min(_whole(plan.calls), self._max_depth)),
             floor=_floor(plan.floor),
         )

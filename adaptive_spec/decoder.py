@@ -80,8 +80,9 @@ class Decoder:
         latency = NullLatency() if latency is None else latency
         latency = WalledLatency(latency, self.faults, self._filling)
         acceptance = NullAcceptance() if acceptance is None else acceptance
-        coupled, most = self.drafting.reads_noise, config.tree.max_nodes
-        self.valuing = Valuing(acceptance, coupled, most, self.faults)
+        panel, most = self.drafting, config.tree.max_nodes
+        coupled = panel.reads_noise
+        self.valuing = Valuing(acceptance, coupled, panel.has_model, most, self.faults)
         self.deciding = Deciding(latency, config.tree.max_nodes, config.tree.max_depth)
         self.requests = Requests(target, self.drafting, config.cache, clock, self.deciding.forget)
         self.cache, self._pool = self.requests.cache, self.requests.pool

@@ -37,6 +37,7 @@ class Panel:
         self.reads_noise = tuple(drafter.reads_noise for drafter in drafters)
         self.runs_model = tuple(drafter.name for drafter in drafters if drafter.has_model)
         """Names of those whose seconds count as a forward."""
+        self.has_model = tuple(drafter.has_model for drafter in drafters)
 
     def start(self, request: DraftRequest) -> int:
         """Introduce a request; returns how many drafters failed."""
@@ -101,6 +102,7 @@ class Drafting:
         asked = []
         for share in shares:
             wanted = share.plan.drafters is None or self.drafter.name in share.plan.drafters
+            wanted = wanted and (share.plan.models or not self.drafter.has_model)
             if (off := self._off.get(share.session.draft.id)) is not None:
                 share.faults.append(off)
             elif wanted and share.plan.nodes > 0 and share.plan.depth > 0:

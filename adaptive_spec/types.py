@@ -68,6 +68,8 @@ class Plan:
     depth: int
     drafters: tuple[str, ...] | None = None
     """Names of the drafters to ask; None asks whatever the config names."""
+    models: bool = True
+    """Also ask drafters that run a model."""
     calls: int = 1
     """Drafter calls: further ones let a drafter that can ``extend`` deepen its own tree."""
     floor: float | None = None
@@ -85,6 +87,8 @@ class Offer:
     largest: int
     """Largest executable size, by what was offered and what the pool could hold for this request
     alone; requests of one step that together want more are cut, the largest first."""
+    costly: Bools | None = None
+    """[N] proposed by nobody but drafters that run a model; None unless there are both kinds."""
 
 
 @dataclass(frozen=True, slots=True)

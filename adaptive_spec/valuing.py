@@ -25,15 +25,23 @@ class Valuing:
 
     Args:
         reads_noise: per drafter of the panel, whether its trees depend on the keyed noise.
+        has_model: per drafter of the panel, whether it runs a model.
         most: most nodes of an offer.
         faults: who counts the model's exceptions.
     """
 
     def __init__(
-        self, acceptance: Acceptance, reads_noise: Sequence[bool], most: int, faults: Faults
+        self,
+        acceptance: Acceptance,
+        reads_noise: Sequence[bool],
+        has_model: Sequence[bool],
+        most: int,
+        faults: Faults,
     ) -> None:
         self.acceptance = acceptance
         self._reads_noise, self._most, self._skip = tuple(reads_noise), most, faults.skip
+        self._lookups = frozenset(place for place, costs in enumerate(has_model) if not costs)
+        self._both = 0 < len(self._lookups) < len(has_model)
 
     def offer(self, share: Share, room: int) -> None:
         """Fill ``merged`` and ``offer``: edges calibrated, trees merged, best nodes first.
@@ -51,7 +59,16 @@ class Valuing:
         order = trees.best_first(alive)[: self._most]
         share.merged, alive = merged.reordered(order), alive[order]
         alive.setflags(write=False)
-        share.offer = Offer(share.features, alive, largest=min(len(order), room))
+        costly = self._costly(share) if self._both else None
+        share.offer = Offer(share.features, alive, min(len(order), room), costly)
+
+    def _costly(self, share: Share) -> Bools:
+        """[N] nodes that no drafter without a model has proposed."""
+        costly = np.ones(len(share.merged.tree), dtype=np.bool_)
+        for place, source in zip(sorted(share.proposals), share.merged.sources, strict=False):
+            if place in self._lookups:
+                costly &= source < 0
+        return costly
 
     def observe(self, share: Share, check: Verification) -> Labels | None:
         """Teach the model what the target said of what was offered.

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from adaptive_spec.controllers.crew import Crew
 from adaptive_spec.controllers.guard import PROBE_COST, Balance, Guard
 from adaptive_spec.controllers.probes import TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.controllers.trust import Trust
 from adaptive_spec.profilers.base import Latency
-from adaptive_spec.types import Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
+from adaptive_spec.types import Bools, Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
 
 LEAST, FIRST, MOST = 8, 32, 1024
 """Nodes to ask a drafter for: at least, at first, and at most."""
@@ -46,6 +47,7 @@ class Course:
     rate: GoingRate
     guard: Guard
     trust: Trust
+    crew: Crew
     asked: bool = False
     """Its own plan of this step asked for nodes."""
     draft_nodes: int = FIRST
@@ -61,6 +63,23 @@ class Course:
     """[n+1] draft tokens that the edges of a tree of every size promised, at the last decision."""
     share: float = 1.0
     """Of promises, that was trusted then."""
+    costly: Bools | None = None
+    """[N] of the last offer, see ``Offer``."""
+
+    @property
+    def due(self) -> bool:
+        """Nothing pays of late, and this step is a probe."""
+        return not self.guard.on and (self.guard.due or self.crew.looks)
+
+    def follow(self, balance: Balance | None, gain: float | None) -> None:
+        """One step. Before drafting stops altogether, the drafters that run a model do."""
+        before = self.guard.on
+        self.guard.observe(balance)
+        if before and not self.guard.on and self.crew.full and self.costly is not None:
+            self.crew.dismiss(self.guard.lost)
+            self.guard = Guard()
+        else:
+            self.crew.observe(gain)
 
 
 class Adaptive(ABC):
@@ -73,8 +92,9 @@ class Adaptive(ABC):
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         self._courses: dict[str, Course] = {}
-        self._probes, self._guard, self._trust = TimeProbes(), Guard(), Trust()
-        self._drafters: tuple[str, ...] = ()  # as last asked; their price is the latency model's
+        self._probes, self._guard, self._trust, self._crew = TimeProbes(), Guard(), Trust(), Crew()
+        self._drafters: dict[bool, tuple[str, ...]] = {}
+        """Names as last asked, by whether models were; their price is the latency model's."""
 
     @abstractmethod
     def choose(self, tokens: Floats, seconds: Floats, theta: float) -> tuple[int, str]:
@@ -91,10 +111,11 @@ class Adaptive(ABC):
 
     def _plan(self, features: Features) -> Plan:
         course = self._course(features.request)
-        nodes = course.draft_nodes if course.guard.drafts else 0
+        nodes = course.draft_nodes if course.guard.drafts or course.due else 0
         course.asked = nodes > 0
         depth = min(DEEPEST, nodes, round(2 * course.accepted) + DEPTH_MARGIN)
-        return Plan(nodes=nodes, depth=depth, floor=course.least_survival)
+        models = course.crew.models
+        return Plan(nodes=nodes, depth=depth, models=models, floor=course.least_survival)
 
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         courses = [self._course(offer.features.request) for offer in offers]
@@ -105,7 +126,8 @@ class Adaptive(ABC):
             nodes=np.arange(max(len(survival), largest, SPAN) + 1),
             requests=packed,
             context=offers[0].features.pool_slots,
-            drafters=self._drafters,  # priced whether asked or not: the going rate needs it
+            # Priced whether asked or not: the going rate needs it.
+            drafters=self._drafters.get(any(course.crew.models for course in courses), ()),
         )
         price = latency.predict(work)
         if price is None:
@@ -135,7 +157,7 @@ class Adaptive(ABC):
         if not most:
             return best, why
         if not any(course.guard.on for course in courses):
-            if any(course.guard.due for course in courses):  # a probe is kept cheap
+            if any(course.due for course in courses):  # a probe is kept cheap
                 allowed = max(float(seconds[0]) * PROBE_COST, float(extra[1]))
                 best = min(max(best, 1), int(np.flatnonzero(extra <= allowed)[-1]))
                 return best, f"guard: probe of {best} nodes"
@@ -159,6 +181,8 @@ class Adaptive(ABC):
             why = course.guard.words
         elif course.share < DOUBTED:
             why = f"{why}; {course.share:.0%} of promises came true of late"
+        if course.asked and not course.crew.models:
+            why = f"{why}; {course.crew.words}"
         wanted = max(2 * size + LEAST, round(0.9 * course.draft_nodes))
         course.draft_nodes = min(wanted, MOST) if course.asked else course.draft_nodes
         others = seconds[best - size : best - size + len(offer.survival) + 1]
@@ -175,15 +199,19 @@ class Adaptive(ABC):
         total = sum(outcome.decision.size for outcome in outcomes)
         for outcome in outcomes:
             names = tuple(name for name, _ in outcome.seconds.drafts)
-            self._drafters = names or self._drafters
             course = self._courses.get(outcome.features.request)
             if course is None or outcome.emitted < 1:
                 continue
+            if names:
+                self._drafters[course.crew.models] = names
             packed, drafted = max(outcome.features.packed, 1), course.asked and bool(names)
             course.rate.observe(outcome.emitted, round(total / packed), drafted)
             course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)
             whole = drafted and not outcome.finished  # a stop cuts short what was accepted
-            course.guard.observe(_balance(outcome, course) if whole else None)
+            if whole:
+                course.follow(_balance(outcome, course), _gain(outcome, course))
+            else:
+                course.follow(None, None)
             if outcome.decision.size and not outcome.finished:
                 promised = float(course.promises[outcome.decision.size])
                 course.trust.observe(promised, outcome.emitted - 1)
@@ -191,11 +219,11 @@ class Adaptive(ABC):
     def finish(self, request: str) -> None:
         course = self._courses.pop(request, None)
         if course is not None:
-            self._guard, self._trust = course.guard, course.trust
+            self._guard, self._trust, self._crew = course.guard, course.trust, course.crew
 
     def _course(self, request: str) -> Course:
         if request not in self._courses:
-            heirs = self._guard.successor(), self._trust.successor()
+            heirs = self._guard.successor(), self._trust.successor(), self._crew.successor()
             self._courses[request] = Course(GoingRate(self._horizon), *heirs)
         return self._courses[request]
 
@@ -216,6 +244,19 @@ def _balance(outcome: Outcome, course: Course) -> Balance | None:
     return Balance(draft, draft + nodes, promised, expected, accepted)
 
 
+def _gain(outcome: Outcome, course: Course) -> float | None:
+    """Tokens that models promised beyond lookups, less what they cost; None if not asked."""
+    decision, costly = outcome.decision, course.costly
+    predicted, theta = decision.predicted, decision.theta
+    if costly is None or not outcome.seconds.draft_model or predicted is None or theta is None:
+        return None
+    promises = np.diff(course.promises[: decision.size + 1])[costly[: decision.size]]
+    nodes = predicted[decision.size] - predicted[decision.size - len(promises)]
+    packed = max(outcome.features.packed, 1)
+    seconds = outcome.seconds.draft_model / packed + nodes
+    return course.share * float(promises.sum()) - seconds * theta * packed
+
+
 def _worth(offer: Offer, course: Course) -> Floats:
     """[n] survival of the nodes of one request that may be verified, after trust.
 
@@ -223,10 +264,10 @@ def _worth(offer: Offer, course: Course) -> Floats:
     clears its bar, or if a probe is due.
     """
     course.promises = np.concatenate(([0.0], offer.survival.cumsum()))
-    course.share = course.trust.share
+    course.share, course.costly = course.trust.share, offer.costly
     alive: Floats = np.minimum(offer.survival[: offer.largest] * course.share, 1.0)
     guard = course.guard
-    return alive if guard.on or guard.due or alive.sum() >= guard.bar else alive[:0]
+    return alive if guard.on or course.due or alive.sum() >= guard.bar else alive[:0]
 
 
 def _ranked(alive: Sequence[Floats]) -> tuple[Floats, Ints]:

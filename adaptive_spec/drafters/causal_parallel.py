@@ -49,9 +49,11 @@ class _Depths:
     """What the forward gave, per request and depth."""
 
     hidden: torch.Tensor
-    """[R, D, H]."""
+    """[R, D, H] float32."""
     candidates: torch.Tensor
     """[R, D, C] draft ids, likeliest first."""
+    rows: torch.Tensor
+    """[R, D, C, H] float32 rows of the output layer of the candidates."""
     rest: torch.Tensor
     """[R, D] log of the summed exponentials of all other scores."""
     entropy: torch.Tensor
@@ -125,9 +127,9 @@ class CausalParallelDrafter:
             _Draft(request, plan, self.memory[request.id])
             for request, plan in zip(requests, plans, strict=True)
         ]
-        self.memory.catch_up([request.id for request in requests])
         live = [d for d in drafts if d.plan.nodes > 0 and d.plan.depth > 0]
         if live:
+            self.memory.catch_up([draft.request.id for draft in live])
             self._draft(live)
         return [
             draft.sapling.tree() if draft.sapling else CandidateTree.empty() for draft in drafts
@@ -152,6 +154,7 @@ class CausalParallelDrafter:
         mask = context.mask([draft.known.owner for draft in drafts])
         extend = context.extend(len(drafts) * self.head.config.block)
         hidden = self.head(self.head.slots(anchors, before), positions, extend, mask)[0]
+        hidden = hidden[:, : max(draft.plan.depth for draft in drafts)]
         scores = self.head.logits(hidden).float()
         if not bool(torch.isfinite(scores.amax())):
             context.clear()
@@ -165,8 +168,9 @@ class CausalParallelDrafter:
         best, candidates = scores.topk(self._candidates, dim=-1)
         seen = (best.logsumexp(dim=-1) - total).clamp(max=-1e-6)
         return _Depths(
-            hidden=hidden,
+            hidden=hidden.float(),
             candidates=candidates,
+            rows=self.head.output[candidates].float(),
             rest=total + torch.log1p(-seen.exp()),
             entropy=total - (powers * scores).sum(dim=-1) / summed,
         )
@@ -190,7 +194,8 @@ class CausalParallelDrafter:
         place = torch.tensor([draft.place for draft, _ in asked], device=self._device)
         depth = torch.tensor([node.depth for _, node in asked], device=self._device)
         candidates = depths.candidates[place, depth]
-        scores = self.head.logits(depths.hidden[place, depth], state, candidates).float()
+        hidden, rows = depths.hidden[place, depth], depths.rows[place, depth]
+        scores = self.head.logits(hidden, state, candidates, rows)
         heat = [draft.request.temperature or 1.0 for draft, _ in asked]
         scores = scores / torch.tensor(heat, device=self._device)[:, None]
         total = torch.logaddexp(scores.logsumexp(dim=-1), depths.rest[place, depth])

@@ -140,6 +140,7 @@ class Head(nn.Module):
         hidden: torch.Tensor,
         state: torch.Tensor | None = None,
         candidates: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores of draft ids.
 
@@ -149,6 +150,7 @@ class Head(nn.Module):
                 dtype is that of the correction: float32 while drafting, because few rows of many
                 shapes are no work for half-precision kernels (see ``filling``).
             candidates: [..., C] draft ids to score; None for all.
+            rows: [..., C, H] their rows of the output layer, where the caller keeps them.
 
         Returns:
             [..., C] or [..., V].
@@ -159,7 +161,8 @@ class Head(nn.Module):
         if candidates is None:
             scores = normed @ self.output.T.to(normed.dtype)
         else:
-            scores = (self.output[candidates].to(normed.dtype) @ normed[..., None])[..., 0]
+            rows = self.output[candidates] if rows is None else rows
+            scores = (rows.to(normed.dtype) @ normed[..., None])[..., 0]
         bias: torch.Tensor | None = None
         if state is not None:
             bias = self.corrector.bias(state, candidates)
