@@ -1,10 +1,11 @@
 """The frame of policies that price nodes: two stages, one budget for all requests of a step.
 
-Stage one asks the drafters for no more nodes, and no deeper, than paid of late, and for nothing
-while the guard says so; stage two scans every executable size, 0
-included, and takes the best by the policy's own rule. Survivals of all requests are sorted into one
-list: because a forward costs by its total size, the best N nodes of a step are the N likeliest,
-whoever they belong to. A policy only says how tokens are weighed against seconds (``choose``).
+Stage one asks the drafters for no more nodes, and no deeper, than paid of late, those that run a
+model only while they earn their price (``crew``), and for nothing while the guard says so; stage
+two scans every executable size, 0 included, and takes the best by the policy's own rule. Survivals
+of all requests are sorted into one list: because a forward costs by its total size, the best N
+nodes of a step are the N likeliest, whoever they belong to. A policy only says how tokens are
+weighed against seconds (``choose``).
 
 Legend: R requests of the step, N nodes in all of their trees, A(N) = R + sum of the N best
 survivals.
@@ -14,22 +15,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from adaptive_spec.controllers.course import DEEPEST, Course, balance, gain, worth
 from adaptive_spec.controllers.crew import Crew
-from adaptive_spec.controllers.guard import PROBE_COST, Balance, Guard
+from adaptive_spec.controllers.guard import PROBE_COST, Guard
 from adaptive_spec.controllers.probes import TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.controllers.trust import Trust
 from adaptive_spec.profilers.base import Latency
-from adaptive_spec.types import Bools, Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
+from adaptive_spec.types import Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
 
-LEAST, FIRST, MOST = 8, 32, 1024
-"""Nodes to ask a drafter for: at least, at first, and at most."""
-DEEPEST, DEPTH_MARGIN = 32, 4
-"""Levels to ask for: at most, and beyond twice what was accepted of late."""
+LEAST, MOST = 8, 1024
+"""Nodes to ask a drafter for: at least, and at most."""
+DEPTH_MARGIN = 4
+"""Levels to ask for beyond twice what was accepted of late."""
 SPAN = 16
 """Nodes over which the price of a node is averaged where only a rough figure is needed."""
 FLOOR_SHARE = 0.4
@@ -38,48 +39,6 @@ DOUBTED = 0.9
 """Share of promises that came true below which the reason says so."""
 BLIND = 0.1
 """Least survival of a node while nothing is known about time."""
-
-
-@dataclass(slots=True)
-class Course:
-    """What is remembered of one request."""
-
-    rate: GoingRate
-    guard: Guard
-    trust: Trust
-    crew: Crew
-    asked: bool = False
-    """Its own plan of this step asked for nodes."""
-    draft_nodes: int = FIRST
-    """Nodes to ask for."""
-    accepted: float = DEEPEST / 2
-    """Draft tokens accepted at most of late, slowly forgotten."""
-    least_survival: float = 0.01
-    """Survival below which a node is not worth a row."""
-    draft_seconds: float = 0.0
-    plain_seconds: float = 1.0
-    """Predicted, at the last decision."""
-    promises: Floats = field(default_factory=lambda: np.zeros(1))
-    """[n+1] draft tokens that the edges of a tree of every size promised, at the last decision."""
-    share: float = 1.0
-    """Of promises, that was trusted then."""
-    costly: Bools | None = None
-    """[N] of the last offer, see ``Offer``."""
-
-    @property
-    def due(self) -> bool:
-        """Nothing pays of late, and this step is a probe."""
-        return not self.guard.on and (self.guard.due or self.crew.looks)
-
-    def follow(self, balance: Balance | None, gain: float | None) -> None:
-        """One step. Before drafting stops altogether, the drafters that run a model do."""
-        before = self.guard.on
-        self.guard.observe(balance)
-        if before and not self.guard.on and self.crew.full and self.costly is not None:
-            self.crew.dismiss(self.guard.lost)
-            self.guard = Guard()
-        else:
-            self.crew.observe(gain)
 
 
 class Adaptive(ABC):
@@ -120,7 +79,7 @@ class Adaptive(ABC):
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         courses = [self._course(offer.features.request) for offer in offers]
         packed = offers[0].features.packed
-        survival, owner = _ranked([_worth(*both) for both in zip(offers, courses, strict=True)])
+        survival, owner = _ranked([worth(*both) for both in zip(offers, courses, strict=True)])
         largest = packed * max(course.rate.largest for course in courses)
         work = Work(
             nodes=np.arange(max(len(survival), largest, SPAN) + 1),
@@ -209,7 +168,7 @@ class Adaptive(ABC):
             course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)
             whole = drafted and not outcome.finished  # a stop cuts short what was accepted
             if whole:
-                course.follow(_balance(outcome, course), _gain(outcome, course))
+                course.follow(balance(outcome, course), gain(outcome, course))
             else:
                 course.follow(None, None)
             if outcome.decision.size and not outcome.finished:
@@ -228,48 +187,6 @@ class Adaptive(ABC):
         return self._courses[request]
 
 
-def _balance(outcome: Outcome, course: Course) -> Balance | None:
-    """What drafting brought in this step; None where nothing is known about time."""
-    decision, packed = outcome.decision, max(outcome.features.packed, 1)
-    predicted = decision.predicted
-    if predicted is None or decision.size >= len(predicted):
-        return None
-    own = (predicted[decision.size] - predicted[0]) * packed
-    drafting = course.draft_seconds
-    if not course.guard.on:  # a first draft may take far longer, and probes are paid one by one
-        drafting = max(drafting, outcome.seconds.draft)
-    draft, nodes = drafting / course.plain_seconds, own / course.plain_seconds
-    promised = float(course.promises[decision.size])
-    expected, accepted = course.share * promised, outcome.emitted - 1
-    return Balance(draft, draft + nodes, promised, expected, accepted)
-
-
-def _gain(outcome: Outcome, course: Course) -> float | None:
-    """Tokens that models promised beyond lookups, less what they cost; None if not asked."""
-    decision, costly = outcome.decision, course.costly
-    predicted, theta = decision.predicted, decision.theta
-    if costly is None or not outcome.seconds.draft_model or predicted is None or theta is None:
-        return None
-    promises = np.diff(course.promises[: decision.size + 1])[costly[: decision.size]]
-    nodes = predicted[decision.size] - predicted[decision.size - len(promises)]
-    packed = max(outcome.features.packed, 1)
-    seconds = outcome.seconds.draft_model / packed + nodes
-    return course.share * float(promises.sum()) - seconds * theta * packed
-
-
-def _worth(offer: Offer, course: Course) -> Floats:
-    """[n] survival of the nodes of one request that may be verified, after trust.
-
-    Beside requests that draft, one whose guard is off takes part if all that it could bring
-    clears its bar, or if a probe is due.
-    """
-    course.promises = np.concatenate(([0.0], offer.survival.cumsum()))
-    course.share, course.costly = course.trust.share, offer.costly
-    alive: Floats = np.minimum(offer.survival[: offer.largest] * course.share, 1.0)
-    guard = course.guard
-    return alive if guard.on or course.due or alive.sum() >= guard.bar else alive[:0]
-
-
 def _ranked(alive: Sequence[Floats]) -> tuple[Floats, Ints]:
     """[N] survival of all nodes of a step, the likeliest first, and whose each is."""
     if len(alive) == 1:
@@ -280,7 +197,7 @@ def _ranked(alive: Sequence[Floats]) -> tuple[Floats, Ints]:
 
 
 def _blind(offer: Offer, course: Course) -> Decision:
-    size = len(_worth(offer, course))
+    size = len(worth(offer, course))
     size = int((offer.survival[:size] >= BLIND).sum())
     return Decision(
         size=size,
