@@ -26,7 +26,7 @@ LEARN_EVERY = 4
 """Verified trees between two refits of the acceptance model."""
 
 
-def settle(config: Config, model: Any, facts: Architecture) -> Config:
+def settle(config: Config, model: Any) -> Config:
     """``config`` with a drafter in place of ``auto``: what suits the target.
 
     That is the head that ships for its weights together with ``suffix``, or ``suffix`` alone.
@@ -35,7 +35,7 @@ def settle(config: Config, model: Any, facts: Architecture) -> Config:
         return config
     from adaptive_spec.heads.shelf import made_for
 
-    head = made_for(model, facts)
+    head = made_for(model)
     drafter = SUFFIX if head is None else f"causal_parallel:{head}+{SUFFIX}"
     return config.model_copy(update={"drafter": drafter})
 

@@ -26,7 +26,7 @@ from adaptive_spec.models import load
 from adaptive_spec.outputs import assemble
 from adaptive_spec.row_rules import stop_string_criteria
 from adaptive_spec.session import Session
-from adaptive_spec.target import Target, describe, refuse
+from adaptive_spec.target import Target, refuse
 
 
 class AdaptiveDecoder(Decoder):
@@ -50,7 +50,7 @@ class AdaptiveDecoder(Decoder):
         resolved = load_config(config)
         refuse(model)
         if drafter is None:
-            resolved = settle(resolved, model, describe(model))
+            resolved = settle(resolved, model)
             drafter = build_drafters(resolved, draft_context(model))
         drafters = list(drafter) if isinstance(drafter, Sequence) else [drafter]
         names = [one.name for one in drafters]

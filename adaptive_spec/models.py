@@ -16,7 +16,6 @@ catalogue costs nothing.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,15 +23,13 @@ from typing import TYPE_CHECKING
 from adaptive_spec.conversion import RECIPE, convert, without_bars
 from adaptive_spec.errors import ArgumentError, CatalogueError, UnknownNameError
 from adaptive_spec.fetching import Wheel, fetch_member
-from adaptive_spec.registry import closest
+from adaptive_spec.registry import HUB_ID, closest
 from adaptive_spec.user_cache import Progress, build_once, cache_home, is_complete, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +167,7 @@ def resolve(name: str, *, fetch: bool = True, progress: Progress = silent) -> Pa
                 "model", name, "a local model is a Hugging Face folder with config.json in it"
             )
         return Path(path)
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         return name
     raise _unknown(name, "; a Hugging Face folder or a hub id org/name works too")
 

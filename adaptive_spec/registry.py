@@ -7,6 +7,7 @@ through an entry-point group; a config can never name a dotted path.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -15,6 +16,9 @@ from typing import Any, Generic, TypeVar
 from adaptive_spec.errors import UnknownNameError
 
 T = TypeVar("T")
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""``org/name`` on the Hugging Face hub."""
 
 
 @dataclass(frozen=True, slots=True)

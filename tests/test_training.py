@@ -156,7 +156,7 @@ def test_a_damaged_shard_and_a_full_disk_are_named(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adaptive_spec.training.data.save_file", full)
+    monkeypatch.setattr("adaptive_spec.heads.store.save_file", full)
     with pytest.raises(TrainingError, match="No space left"):
         shards.add([_text()])
     assert len(shards.paths()) == 1

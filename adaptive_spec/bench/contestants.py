@@ -18,7 +18,6 @@ from adaptive_spec.config import Config, LogSection, load_config
 from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.errors import ArgumentError
-from adaptive_spec.target import describe
 from adaptive_spec.types import Plan
 
 PLAIN = "plain"
@@ -88,11 +87,10 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
 
 def settled(found: Sequence[Contestant], model: Any) -> list[Contestant]:
     """The same, with the drafter that ``auto`` stands for on ``model``."""
-    facts = describe(model)
     done = []
     for one in found:
         if one.config is not None:
-            config = settle(one.config, model, facts)
+            config = settle(one.config, model)
             one = replace(one, config=config, drafter=one.drafter and config.drafter)
         done.append(one)
     return done

@@ -74,7 +74,8 @@ class CausalParallelDrafter:
     Raises:
         ArgumentError: an option below 1.
 
-    Node features: ``margin`` and ``entropy``, as of the ``draft_model`` drafter.
+    Node features: ``margin`` of the branch's own distribution, as of the ``draft_model`` drafter,
+    and ``entropy`` of its slot's before the corrector, equal for all branches.
     """
 
     name = "causal_parallel"

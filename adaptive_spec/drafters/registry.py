@@ -59,8 +59,7 @@ def _causal_parallel(
 ) -> Drafter:
     shelf = import_module("adaptive_spec.heads.shelf")
     if argument is None:
-        describe = import_module("adaptive_spec.target").describe
-        argument = shelf.made_for(context.target, describe(context.target))
+        argument = shelf.made_for(context.target)
     if argument is None:
         allowed = "no head ships for this target; causal_parallel:NAME takes a name of "
         allowed += "`adaptive-spec heads`, a folder or a hub id"

@@ -5,7 +5,7 @@ what the tokens on the way to a node imply, so that the children of "return" dif
 "for" at the same depth. It runs after the forward, for the nodes that are expanded, and only the
 likeliest candidates of a depth are scored with it: a few small products instead of a forward.
 
-Kinds (compared in ``docs/decisions.md``):
+Kinds:
 
 - ``low_rank``: a bias on the logits, ``out[candidate] . in(parent embedding)``, of rank r (PCTree);
   ``markov``: the same with a table of parent tokens, which public heads bring (DSpark).

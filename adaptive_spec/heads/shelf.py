@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from safetensors import safe_open
 
 from adaptive_spec.errors import CatalogueError, HeadError
 from adaptive_spec.heads.config import CONFIG, WEIGHTS, check_target, read_config
-from adaptive_spec.types import Architecture
+from adaptive_spec.registry import HUB_ID
 
 SHELF = Path(__file__).resolve().parent / "shipped"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def find(name: str) -> Path:
     folder = Path(os.path.expanduser(name))
     if folder.exists():
         return folder
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         return _download(name)
     known = ", ".join(names()) or "none"
     raise HeadError(
@@ -70,11 +68,12 @@ def find(name: str) -> Path:
     )
 
 
-def made_for(model: Any, facts: Architecture) -> str | None:
+def made_for(model: Any) -> str | None:
     """The head on the shelf that was made for the weights of ``model``; None if there is none."""
-    from adaptive_spec.heads.store import digest  # brings torch, which a list does not need
+    from adaptive_spec.heads.store import digest  # these bring torch, which a list does not need
+    from adaptive_spec.target import describe
 
-    mine = None
+    facts, mine = describe(model), None
     for name in names():
         target = read_config(SHELF / name).get("target", {})
         try:

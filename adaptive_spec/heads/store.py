@@ -90,12 +90,27 @@ def save_head(
         "target": dict(target),
         "training": dict(training or {}),
     }
-    fresh = place / f".{WEIGHTS}.tmp"
-    save_file(weights, fresh)
-    fresh.replace(place / WEIGHTS)
+    write_tensors(place / WEIGHTS, weights)
     fresh = place / f".{CONFIG}.tmp"
     fresh.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     fresh.replace(place / CONFIG)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], about: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all.
+
+    Raises:
+        OSError, SafetensorError: there is no room, or the folder cannot be written.
+    """
+    fresh = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(dict(tensors), fresh, metadata=about)
+        fresh.replace(path)
+    except (OSError, SafetensorError):
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def load_head(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:

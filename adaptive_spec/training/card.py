@@ -118,8 +118,7 @@ def curves(title: str, lines: Sequence[Mapping[str, Any]]) -> bytes:
         f"slot {slot + 1}": (steps, [line["accepted"][slot] for line in lines])
         for slot in range(slots)
     }
-    names = {"corrected": "corrected", "base": "uncorrected"}
-    losses = {label: column(name) for name, label in names.items()}
+    losses = {"corrected": column("corrected"), "uncorrected": column("base")}
     lengths = {
         "corrected": column("acceptance_length"),
         "uncorrected": column("base_acceptance_length"),

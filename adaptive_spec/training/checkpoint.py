@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from adaptive_spec.errors import HeadError, TrainingError
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import fill
+from adaptive_spec.heads.store import fill, write_tensors
 
 STATE = "state.safetensors"
 _HEAD, _MOMENT = "head.", "moment."
@@ -34,12 +33,9 @@ def save(
     for index, entry in learner.state_dict()["state"].items():
         tensors |= {f"{_MOMENT}{index}.{name}": value for name, value in entry.items()}
     about = {"counts": counts, "target": target, "head": head.config.as_dict()}
-    fresh = folder / f".{STATE}.tmp"
     try:
-        save_file(tensors, fresh, metadata={"about": json.dumps(about)})
-        fresh.replace(folder / STATE)
+        write_tensors(folder / STATE, tensors, {"about": json.dumps(about)})
     except (OSError, SafetensorError) as error:
-        fresh.unlink(missing_ok=True)
         raise TrainingError(f"cannot write to {folder}: {error}") from error
 
 

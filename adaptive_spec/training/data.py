@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from adaptive_spec.errors import TrainingError
+from adaptive_spec.heads.store import write_tensors
 from adaptive_spec.training.generating import Written
 
 
@@ -74,12 +74,9 @@ class Shards:
             "final": torch.cat([one.final for one in sequences]),
         }
         about = {"answer_tokens": str(int((sizes[:, 0] - sizes[:, 1]).sum()))}
-        fresh = self.folder / f".{path.name}.tmp"
         try:
-            save_file(tensors, fresh, metadata=about)
-            fresh.replace(path)
+            write_tensors(path, tensors, about)
         except (OSError, SafetensorError) as error:
-            fresh.unlink(missing_ok=True)
             raise TrainingError(f"cannot write training data to {self.folder}: {error}") from error
         while self.bytes > self.most_bytes and len(self.paths()) > 1:
             self.full = True

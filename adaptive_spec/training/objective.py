@@ -85,7 +85,7 @@ def loss(
     corrected = _entropy(head.logits(hidden, states), wanted)
     if head.config.corrector == "none":
         return {"total": corrected, "corrected": corrected, "base": corrected}
-    some = max(len(hidden) // BASE_SHARE, 1)  # the draw is in random order
+    some = max(len(hidden) // BASE_SHARE, 1)  # the first of a draw are a draw themselves
     base = _entropy(head.logits(hidden[:some]), wanted[:some])
     return {"total": corrected + weights.base * base, "corrected": corrected, "base": base}
 
