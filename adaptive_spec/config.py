@@ -94,7 +94,10 @@ class Config(_Section):
     calibration: str | None = Field(
         None, description="file of `adaptive-spec calibrate` to start from; none starts cold"
     )
-    self_check: bool = Field(True, description="compare a small tree with plain logits at start")
+    self_check: bool = Field(
+        True,
+        description="at start compare a small tree with plain logits, and run usual sizes once",
+    )
     tree: TreeSection = TreeSection()
     cache: CacheSection = CacheSection()
     log: LogSection = LogSection()

@@ -32,7 +32,7 @@ from adaptive_spec.profilers.clock import Clock, Laps, device_timer, monotonic
 from adaptive_spec.recovering import recover
 from adaptive_spec.reporting import Reporter
 from adaptive_spec.requests import Requests
-from adaptive_spec.selfcheck import self_check
+from adaptive_spec.selfcheck import self_check, warm_up
 from adaptive_spec.session import Rules, Session, stream
 from adaptive_spec.share import Share
 from adaptive_spec.stopping import Finish
@@ -71,12 +71,13 @@ class Decoder:
         clock: Clock = monotonic,
     ) -> None:
         self.config, self.clock, self.target = config, clock, target
-        if config.self_check:
-            self_check(target)
         self.drafting = Panel(drafters, clock)
         self.faults = Faults()
         sizes = config.tree.sizes
         self._filling = Filling(default_sizes(target.architecture) if sizes is None else sizes)
+        if config.self_check:
+            self_check(target)
+            warm_up(target, self._filling.usual)
         latency = NullLatency() if latency is None else latency
         latency = WalledLatency(latency, self.faults, self._filling)
         acceptance = NullAcceptance() if acceptance is None else acceptance

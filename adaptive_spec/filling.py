@@ -16,6 +16,8 @@ import numpy as np
 from adaptive_spec.types import Architecture, Ints, Work
 
 CPU_HALF = (8, 16, 32, 64, 128, 256, 512, 1024)
+USUAL = 64
+"""Sizes above this are rarely executed."""
 
 
 class Filling:
@@ -39,6 +41,11 @@ class Filling:
         if self._most is not None:
             fits &= inside < self._most
         return np.where(fits, inside, nodes)
+
+    @property
+    def usual(self) -> list[int]:
+        """Executable sizes to prepare for, 0 included; none where all sizes are."""
+        return self._sizes[self._sizes <= USUAL].tolist() if len(self._sizes) > 1 else []
 
     def refuse(self, nodes: int) -> None:
         """There was no memory for ``nodes``: trees are not filled up to that many any more."""

@@ -1,7 +1,10 @@
 """Trees of several drafters as one: siblings that carry the same token become one node.
 
-Legend: N nodes of the merged tree, D drafters. Edges are calibrated before they are merged, so that
-a probability means the same whoever proposed the node.
+Edges are calibrated before they are merged, so that a probability means the same whoever proposed
+the node. But every drafter is calibrated by itself, and siblings exclude each other: where one
+drafter is sure of "a", "b" of another is worth less than on its own (``exclude``).
+
+Legend: N nodes of the merged tree, D drafters.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ class Merged:
             edges=self.edges[order],
         )
 
+
+LEAST = 0.02
+"""A drafter is believed no more than this to have left nothing to the others."""
 
 Combine = Callable[[Sequence[Floats]], Floats]
 
@@ -79,8 +85,43 @@ def merge(given: Sequence[CandidateTree], edges: Sequence[Floats], combine: Comb
         tree=_facts(given, back, values, np.array(parent, dtype=np.int64)),
         sources=back,
         values=values,
-        edges=combine(values) if size else np.empty(0),
+        edges=exclude(combine(values), values, np.array(parent)) if size else np.empty(0),
     )
+
+
+def exclude(edges: Floats, values: Sequence[Floats], parent: Ints) -> Floats:
+    """[N] probability of edges, given that at most one of a node's children can be right.
+
+    What several drafters propose keeps its value, scaled down where that is more than 1 in sum. The
+    rest is shared by what only one proposes: with p each drafter's own probability given that
+    none of the shared children is right, and 1 - sum(p) that it is none of its own either, a child
+    weighs p times what all other drafters leave, as experts who err independently would have it.
+
+    Args:
+        edges: [N] combined probabilities, which count where several drafters propose a node.
+        values: per drafter [N] calibrated probability, NaN where it did not propose the node.
+        parent: [N].
+    """
+    group, groups = parent + 1, len(parent) + 1
+
+    def among(weights: Floats) -> Floats:
+        return np.asarray(np.bincount(group, weights, groups)[group], dtype=np.float64)
+
+    shared = np.isfinite(np.stack(values)).sum(axis=0) > 1
+    several = np.where(shared, edges, 0.0)
+    taken = among(several)
+    nobody, weight = np.ones(len(edges)), np.zeros(len(edges))
+    for value in values:
+        known = np.nan_to_num(value, nan=0.0)
+        own = np.where(shared, 0.0, known)
+        mine = among(own)
+        room = np.maximum(np.maximum(1.0 - among(known - own), mine), LEAST)
+        none = np.clip(1.0 - mine / room, LEAST, 1.0)
+        nobody *= none
+        weight += own / room / none  # times ``nobody``, once it is known
+    weight *= nobody
+    alone = np.clip(1.0 - taken, 0.0, 1.0) * weight / (among(weight) + nobody)
+    return np.where(shared, several / np.maximum(taken, 1.0), alone)
 
 
 def _inverse(source: Ints, size: int) -> Ints:

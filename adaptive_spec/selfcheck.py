@@ -2,10 +2,13 @@
 
 A small branching tree on scattered slots, beside the slots of another request, is verified in one
 packed forward and compared with plain causal forwards of each branch. A model or a backend that
-ignores the mask, the positions or the slots is refused before it can change anybody's text.
+ignores the mask, the positions or the slots is refused before it can change anybody's text. Then
+the sizes that will be executed are run once (``warm_up``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from adaptive_spec.cache import SlotCache, SlotPool
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.errors import UnsupportedError
 from adaptive_spec.packing import chain_part, pack, tree_part
-from adaptive_spec.target import Target
+from adaptive_spec.target import Target, is_out_of_memory
 from adaptive_spec.types import ROOT
 
 _PROMPT = 6
@@ -74,6 +77,25 @@ def self_check(target: Target) -> float:
             "attention backend does not obey the mask"
         )
     return worst / scale
+
+
+@torch.no_grad()
+def warm_up(target: Target, sizes: Sequence[int]) -> None:
+    """One forward of every size, so that what the matrix library makes for it once is made now.
+
+    Otherwise the first requests pay: on a CPU in half precision a new size costs about half a
+    forward more, and the memory of its kernels (``filling``).
+    """
+    cache = SlotCache(target.architecture.layers, SlotPool(8, 8))
+    owner = cache.pool.join()
+    for size in sizes:
+        batch = pack([chain_part(owner, [0], 0)], cache.pool.reserve(1), fill=size)
+        try:
+            target.run(target.prepare(cache, batch))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            break  # such sizes are given up when they are wanted (``verifying``)
 
 
 def _path(leaf: int) -> list[int]:

@@ -87,8 +87,9 @@ class Offer:
     largest: int
     """Largest executable size, by what was offered and what the pool could hold for this request
     alone; requests of one step that together want more are cut, the largest first."""
-    costly: Bools | None = None
-    """[N] proposed by nobody but drafters that run a model; None unless there are both kinds."""
+    lookups: Floats | None = None
+    """[n] falling: survival of what drafters that run no model have proposed, by their word alone;
+    None unless there are both kinds."""
 
 
 @dataclass(frozen=True, slots=True)

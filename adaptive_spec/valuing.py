@@ -13,7 +13,7 @@ import numpy as np
 from adaptive_spec import tree as trees
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.isolation import Faults
-from adaptive_spec.merging import merge
+from adaptive_spec.merging import Merged, merge
 from adaptive_spec.profilers.base import Acceptance, NullAcceptance
 from adaptive_spec.share import Share
 from adaptive_spec.types import Bools, Floats, Ints, Labels, Offer
@@ -40,8 +40,8 @@ class Valuing:
     ) -> None:
         self.acceptance = acceptance
         self._reads_noise, self._most, self._skip = tuple(reads_noise), most, faults.skip
-        self._lookups = frozenset(place for place, costs in enumerate(has_model) if not costs)
-        self._both = 0 < len(self._lookups) < len(has_model)
+        self._models = frozenset(place for place, runs in enumerate(has_model) if runs)
+        self._both = 0 < len(self._models) < len(has_model)
 
     def offer(self, share: Share, room: int) -> None:
         """Fill ``merged`` and ``offer``: edges calibrated, trees merged, best nodes first.
@@ -59,16 +59,17 @@ class Valuing:
         order = trees.best_first(alive)[: self._most]
         share.merged, alive = merged.reordered(order), alive[order]
         alive.setflags(write=False)
-        costly = self._costly(share) if self._both else None
-        share.offer = Offer(share.features, alive, min(len(order), room), costly)
+        lookups = self._lookups(merged, sorted(share.proposals)) if self._both else None
+        share.offer = Offer(share.features, alive, min(len(order), room), lookups)
 
-    def _costly(self, share: Share) -> Bools:
-        """[N] nodes that no drafter without a model has proposed."""
-        costly = np.ones(len(share.merged.tree), dtype=np.bool_)
-        for place, source in zip(sorted(share.proposals), share.merged.sources, strict=False):
-            if place in self._lookups:
-                costly &= source < 0
-        return costly
+    def _lookups(self, merged: Merged, places: Sequence[int]) -> Floats:
+        """[n] falling: survival of the nodes that drafters without a model have proposed."""
+        edges = np.zeros(len(merged.tree))
+        for place, values in zip(places, merged.values, strict=False):
+            if place not in self._models:
+                edges = np.fmax(edges, values)
+        alive = trees.survival(merged.tree, edges)
+        return -np.sort(-alive[alive > 0.0])
 
     def observe(self, share: Share, check: Verification) -> Labels | None:
         """Teach the model what the target said of what was offered.

@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
+from adaptive_spec.controllers.course import Course, gain
 from adaptive_spec.controllers.crew import LONGEST_PAUSE, LOOKS, PATIENCE, PAUSE, Crew
+from adaptive_spec.controllers.guard import Guard
+from adaptive_spec.controllers.rates import GoingRate
+from adaptive_spec.controllers.trust import Trust
 from adaptive_spec.drafters.draft_model import DraftModelDrafter
 from adaptive_spec.drafters.suffix import SuffixDrafter
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain, run
+from adaptive_spec.types import Decision, Features, Outcome, StepSeconds
 
 PROMPT = [5, 6, 7, 8, 5, 6, 9, 10, 5, 6, 11, 12]
 
@@ -92,5 +98,47 @@ def test_a_draft_model_that_costs_more_than_it_brings_rests_and_lookups_go_on() 
         assert run(decoder, PROMPT, max_new_tokens=150) == want
     assert asked["draft_model"] < asked["suffix"]
     some = [one for one in seen if len(one.survival)]
-    assert all(len(one.costly) == len(one.survival) for one in some)
-    assert any(np.any(~one.costly) for one in some)
+    assert all(len(one.lookups) <= len(one.survival) for one in some)
+    assert all(np.all(np.diff(one.lookups) <= 0.0) for one in some)
+    assert any(len(one.lookups) for one in some)
+    assert any(len(one.lookups) < len(one.survival) for one in some)
+
+
+def course(lookups: list[float], share: float = 1.0) -> Course:
+    found = Course(GoingRate(48.0), Guard(), Trust(), Crew())
+    found.promises, found.share = np.array([0.0, 0.9, 1.6, 1.9]), share
+    found.lookups = np.concatenate(([0.0], np.cumsum(lookups)))
+    return found
+
+
+def outcome(draft_model: float, packed: int = 1) -> Outcome:
+    features = Features(
+        request="a",
+        step=3,
+        context=9,
+        generated=3,
+        remaining=9,
+        temperature=0.0,
+        packed=packed,
+        pool_slots=16,
+    )
+    predicted = (0.05, 0.06, 0.07, 0.1)
+    decision = Decision(size=2, reason="", theta=20.0, predicted=predicted)
+    seconds = StepSeconds(draft=draft_model, draft_model=draft_model)
+    return Outcome(features, decision, 3, 1, 2, seconds, finished=False)
+
+
+def test_the_gain_is_what_the_best_trees_of_both_ways_differ_by() -> None:
+    """Two nodes with models (1.6 tokens for 20 ms), one without (0.5 for 10), draft of 5 ms."""
+    assert gain(outcome(0.005), course([0.5])) == pytest.approx(1.6 - 0.4 - (0.5 - 0.2) - 0.1)
+    assert gain(outcome(0.005), course([])) == pytest.approx(1.6 - 0.4 - 0.1)
+    assert gain(outcome(0.005), course([0.9, 0.7, 0.3])) == pytest.approx(-0.1)
+    half = gain(outcome(0.005), course([0.5], share=0.5))
+    assert half == pytest.approx(0.8 - 0.4 - (0.25 - 0.2) - 0.1)
+    assert gain(outcome(0.0), course([0.5])) is None, "models were not asked"
+
+
+def test_two_requests_share_the_price_of_a_step() -> None:
+    """A step of two requests delays both, and its draft served both."""
+    got = gain(outcome(0.005, packed=2), course([0.5]))
+    assert got == pytest.approx((1.6 - 0.8) - (0.5 - 0.4) - 0.1)

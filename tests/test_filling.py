@@ -66,7 +66,7 @@ def _watched(model: Any) -> list[int]:
     rows: list[int] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
-        rows.append(kwargs["input_ids"].shape[1])
+        rows.append((args or [kwargs["input_ids"]])[0].shape[1])
 
     model.register_forward_pre_hook(note, with_kwargs=True)
     return rows
@@ -117,3 +117,28 @@ def test_rows_of_nobody_take_no_slots() -> None:
     with AdaptiveDecoder(model, config) as decoder:
         assert len(run(decoder, PROMPT, max_new_tokens=18)) == 18
         assert len(decoder.cache.pool) == 32
+
+
+def test_usual_sizes_are_run_once_at_the_start() -> None:
+    """The first requests of a decoder do not pay for kernels of new sizes."""
+    rows: list[int] = []
+    model = tiny_model("llama").bfloat16()
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append((args or [kwargs["input_ids"]])[0].shape[1]),
+        with_kwargs=True,
+    )
+    with AdaptiveDecoder(model, {"policy": "fixed:8"}):
+        assert rows[-5:] == [1, 9, 17, 33, 65]
+    rows.clear()
+    with AdaptiveDecoder(model, {"policy": "fixed:8", "self_check": False}):
+        assert rows == []
+    with AdaptiveDecoder(model.float(), {"policy": "fixed:8"}):
+        assert 65 not in rows
+
+
+def test_a_start_without_memory_for_large_sizes_goes_on() -> None:
+    model = tiny_model("llama")
+    config = {"policy": "fixed:8", "tree": {"sizes": [8, 32]}, "suffix": {"floor": 0.0}}
+    want = plain(model, PROMPT, max_new_tokens=10)
+    with OOMTarget(model, 20), AdaptiveDecoder(model, config) as decoder:
+        assert run(decoder, PROMPT, max_new_tokens=10) == want

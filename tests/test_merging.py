@@ -17,7 +17,7 @@ from adaptive_spec.drafters.base import CandidateTree, DraftRequest
 from adaptive_spec.drafters.suffix import SuffixDrafter
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.log_reader import load_log
-from adaptive_spec.merging import merge
+from adaptive_spec.merging import exclude, merge
 from adaptive_spec.profilers.base import NullAcceptance
 from adaptive_spec.testing.drafters import ScriptedDrafter, flat_tree
 from adaptive_spec.testing.tiny import TableLM
@@ -48,7 +48,9 @@ def test_siblings_with_the_same_token_become_one_node() -> None:
     edges = [np.array([0.9, 0.2, 0.5]), np.array([0.1, 0.3, 0.8, 0.6])]
     merged = merge([first, second], edges, best)
     assert paths(merged.tree) == [(1,), (1, 2), (1, 2, 3), (9,), (1, 4)]
-    assert merged.edges.tolist() == [0.9, 0.8, 0.5, 0.1, 0.6]
+    assert merged.edges[[0, 1, 2]].tolist() == [0.9, 0.8, 0.5], "shared, or nobody else is there"
+    assert merged.edges[3] == pytest.approx(0.1 / 0.7 * (1 - 0.9)), "what the shared one leaves"
+    assert merged.edges[4] == pytest.approx((1 - 0.8) / 1.02), "all that is left, nearly"
     assert merged.tree.drafter.tolist() == [0, 1, 0, 1, 1]
     assert [source.tolist() for source in merged.sources] == [[0, 1, 2, -1, -1], [1, 2, -1, 0, 3]]
     assert np.isnan(merged.values[0][3:]).all()
@@ -60,6 +62,35 @@ def test_one_tree_stays_as_it_is() -> None:
     merged = merge([tree], [edges], best)
     assert merged.tree is tree
     assert merged.edges is edges
+
+
+def test_siblings_of_different_drafters_exclude_each_other() -> None:
+    nan, root = np.nan, np.full(2, ROOT)
+    one, other = np.array([0.5, nan]), np.array([nan, 0.9])
+    found = exclude(best([one, other]), [one, other], root)
+    assert found == pytest.approx(np.array([0.5 * 0.1, 0.9 * 0.5]) / (0.05 + 0.45 + 0.05))
+    apart = exclude(best([one, other]), [one, other], np.array([ROOT, 0]))
+    assert apart == pytest.approx([0.5, 0.9]), "under different parents both stand"
+    alone = exclude(np.array([0.5, 0.3]), [np.array([0.5, 0.3]), np.full(2, nan)], root)
+    assert alone == pytest.approx([0.5, 0.3]), "a drafter's own children exclude each other already"
+    both = [np.array([0.6, 0.2]), np.array([0.5, nan])]
+    found = exclude(np.array([0.75, 0.2]), both, root)
+    assert found == pytest.approx([0.75, 0.25 * 0.5]), "half of what is left, as without the other"
+
+
+probability = st.one_of(st.floats(0.0, 1.0), st.just(np.nan))
+
+
+@given(st.lists(st.tuples(probability, probability, st.floats(0, 1)), min_size=1, max_size=8))
+def test_children_of_a_node_never_sum_to_more_than_one(rows: list[tuple[Any, ...]]) -> None:
+    first, second, combined = (
+        np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)
+    )
+    edges = np.where(np.isfinite(first) & np.isfinite(second), combined, 0.0)
+    found = exclude(edges, [first, second], np.full(len(rows), ROOT))
+    assert np.isfinite(found).all()
+    assert (found >= 0.0).all()
+    assert found.sum() <= 1.0 + 1e-9
 
 
 @st.composite

@@ -10,7 +10,7 @@ from adaptive_spec.controllers.crew import Crew
 from adaptive_spec.controllers.guard import Balance, Guard
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.controllers.trust import Trust
-from adaptive_spec.types import Bools, Floats, Offer, Outcome
+from adaptive_spec.types import Floats, Offer, Outcome
 
 FIRST, DEEPEST = 32, 32
 """Nodes and levels to ask a drafter for at first."""
@@ -39,8 +39,9 @@ class Course:
     """[n+1] draft tokens that the edges of a tree of every size promised, at the last decision."""
     share: float = 1.0
     """Of promises, that was trusted then."""
-    costly: Bools | None = None
-    """[N] of the last offer, see ``Offer``."""
+    lookups: Floats | None = None
+    """Draft tokens that lookups alone promised for every size, at the last decision; None unless
+    there are other drafters too."""
 
     @property
     def due(self) -> bool:
@@ -51,7 +52,7 @@ class Course:
         """One step. Before drafting stops altogether, the drafters that run a model do."""
         before = self.guard.on
         self.guard.observe(balance)
-        if before and not self.guard.on and self.crew.full and self.costly is not None:
+        if before and not self.guard.on and self.crew.full and self.lookups is not None:
             self.crew.dismiss(self.guard.lost)
             self.guard = Guard()
         else:
@@ -75,16 +76,23 @@ def balance(outcome: Outcome, course: Course) -> Balance | None:
 
 
 def gain(outcome: Outcome, course: Course) -> float | None:
-    """Tokens that models promised beyond lookups, less what they cost; None if not asked."""
-    decision, costly = outcome.decision, course.costly
+    """Tokens that models added to what lookups promised alone, less what they cost.
+
+    Each side verifies the size that is best for it; time is priced at the going rate.
+
+    Returns:
+        None if models were not asked, or nothing is known about time.
+    """
+    decision, lookups = outcome.decision, course.lookups
     predicted, theta = decision.predicted, decision.theta
-    if costly is None or not outcome.seconds.draft_model or predicted is None or theta is None:
+    if lookups is None or not outcome.seconds.draft_model or predicted is None or theta is None:
         return None
-    promises = np.diff(course.promises[: decision.size + 1])[costly[: decision.size]]
-    nodes = predicted[decision.size] - predicted[decision.size - len(promises)]
     packed = max(outcome.features.packed, 1)
-    seconds = outcome.seconds.draft_model / packed + nodes
-    return course.share * float(promises.sum()) - seconds * theta * packed
+    price = theta * packed * (np.asarray(predicted) - predicted[0])
+    sizes = min(len(lookups), len(price))
+    with_models = float((course.share * course.promises[: len(price)] - price).max())
+    without = float((course.share * lookups[:sizes] - price[:sizes]).max())
+    return with_models - without - theta * outcome.seconds.draft_model
 
 
 def worth(offer: Offer, course: Course) -> Floats:
@@ -94,7 +102,9 @@ def worth(offer: Offer, course: Course) -> Floats:
     clears its bar, or if a probe is due.
     """
     course.promises = np.concatenate(([0.0], offer.survival.cumsum()))
-    course.share, course.costly = course.trust.share, offer.costly
+    course.share, course.lookups = course.trust.share, None
+    if offer.lookups is not None:
+        course.lookups = np.concatenate(([0.0], offer.lookups.cumsum()))
     alive: Floats = np.minimum(offer.survival[: offer.largest] * course.share, 1.0)
     guard = course.guard
     return alive if guard.on or course.due or alive.sum() >= guard.bar else alive[:0]

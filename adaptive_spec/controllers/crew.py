@@ -1,18 +1,19 @@
 """Which drafters a request asks: those that run a model only while they earn what they cost.
 
 Beside drafters that look up, whose price is next to nothing, one that runs a model has to bring
-more than its seconds are worth. What it brings in a step is what the verified nodes promise that
-nobody else had proposed; what it costs are its own seconds and those of these nodes. While that is
-negative on average it rests, and is looked at from time to time, ever more rarely.
+more than its seconds are worth. What it brings in a step is what the best tree of all promises
+beyond the best tree of lookups alone, the price of their nodes included (``course.gain``); what it
+costs are its own seconds. While that is negative on average it rests, and is looked at from time to
+time, ever more rarely.
 """
 
 from __future__ import annotations
 
-MEMORY, PATIENCE = 24.0, 8
+MEMORY, PATIENCE = 48.0, 12
 """Steps over which the gain is averaged, and before a verdict."""
-PAUSE, LONGEST_PAUSE = 48, 384
+PAUSE, LONGEST_PAUSE = 32, 256
 """Steps between two looks: at first, and at most."""
-LOOKS, ENOUGH = 3, 0.02
+LOOKS, ENOUGH = 4, 0.02
 """Steps of a look, and the mean gain in tokens that ends a rest."""
 
 

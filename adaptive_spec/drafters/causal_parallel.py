@@ -3,11 +3,10 @@
 Taps of verified tokens become the head's context (``heads.memory``). One packed forward gives a
 state per request and depth, and the tree grows from these in rounds (``coupling.Sapling``): for
 every node that is expanded, the corrector makes the depth's distribution that of the node's own
-branch, over the depth's likeliest candidates. Above temperature 0 children are ranked by the noise
-that the target draws with.
+branch, over the depth's likeliest candidates (``heads.branches``). Above temperature 0 children are
+ranked by the noise that the target draws with.
 
-Legend: R requests, D depths, H hidden, C candidates of a depth, M nodes expanded together, r width
-of a branch state.
+Legend: R requests, D depths, H hidden, C candidates of a depth, M nodes expanded together.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import torch
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.drafters.coupling import Node, Sapling, couple, hang
 from adaptive_spec.errors import ArgumentError, HeadError
+from adaptive_spec.heads.branches import Branches, Depths
 from adaptive_spec.heads.config import check_target
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.memory import HeadMemory, Known
@@ -38,26 +38,10 @@ class _Draft:
     plan: Plan
     known: Known
     place: int = 0
-    """Its block in the packed forward."""
+    """Of its first depth, among those of all requests."""
     sapling: Sapling | None = None
     states: dict[Node, torch.Tensor] = field(default_factory=dict)
-    """[r] branch states of the nodes whose children were asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Depths:
-    """What the forward gave, per request and depth."""
-
-    hidden: torch.Tensor
-    """[R, D, H] float32."""
-    candidates: torch.Tensor
-    """[R, D, C] draft ids, likeliest first."""
-    rows: torch.Tensor
-    """[R, D, C, H] float32 rows of the output layer of the candidates."""
-    rest: torch.Tensor
-    """[R, D] log of the summed exponentials of all other scores."""
-    entropy: torch.Tensor
-    """[R, D] in nats."""
+    """Branch states of the nodes whose children were asked for."""
 
 
 class CausalParallelDrafter:
@@ -98,7 +82,7 @@ class CausalParallelDrafter:
                 raise ArgumentError(option, value, "at least 1")
         self.head, self.reads_noise, self.taps = head, coupled, tuple(head.config.taps)
         self._width, self._siblings = width, siblings
-        self._candidates = min(max(candidates, siblings, 2), len(head.output))
+        self._branches = Branches(head, min(max(candidates, siblings, 2), len(head.output)))
         self._limit = context_limit
         self._device = head.output.device
         self.memory = HeadMemory(head, context_limit, slots)
@@ -144,39 +128,26 @@ class CausalParallelDrafter:
             for draft in drafts:
                 self._draft([draft])
 
-    def _forward(self, drafts: Sequence[_Draft]) -> _Depths | None:
+    def _forward(self, drafts: Sequence[_Draft]) -> Depths | None:
         """One packed forward for all requests; None if any of it is not finite."""
         context = self.memory.context
-        for place, draft in enumerate(drafts):
-            draft.place = place
         anchors = torch.tensor([[d.request.tokens[-1] for d in drafts]], device=self._device)
         positions = torch.tensor([[len(d.request.tokens) - 1 for d in drafts]], device=self._device)
         before = torch.stack([draft.known.before for draft in drafts])[None]
         mask = context.mask([draft.known.owner for draft in drafts])
         extend = context.extend(len(drafts) * self.head.config.block)
         hidden = self.head(self.head.slots(anchors, before), positions, extend, mask)[0]
-        hidden = hidden[:, : max(draft.plan.depth for draft in drafts)]
-        scores = self.head.logits(hidden).float()
-        if not bool(torch.isfinite(scores.amax())):
+        deepest = max(draft.plan.depth for draft in drafts)
+        hidden = hidden[:, :deepest]
+        for place, draft in enumerate(drafts):
+            draft.place = place * hidden.shape[1]
+        heat = np.array([draft.request.temperature or 1.0 for draft in drafts])
+        depths = self._branches.look(hidden.flatten(0, 1), heat.repeat(hidden.shape[1]))
+        if depths is None:
             context.clear()
-            return None
-        heat = torch.tensor([d.request.temperature or 1.0 for d in drafts], device=self._device)
-        scores = scores / heat[:, None, None]
-        top = scores.amax(dim=-1, keepdim=True)
-        powers = (scores - top).exp()  # torch's own logsumexp and entr are many times slower here
-        summed = powers.sum(dim=-1)
-        total = top[..., 0] + summed.log()
-        best, candidates = scores.topk(self._candidates, dim=-1)
-        seen = (best.logsumexp(dim=-1) - total).clamp(max=-1e-6)
-        return _Depths(
-            hidden=hidden.float(),
-            candidates=candidates,
-            rows=self.head.output[candidates].float(),
-            rest=total + torch.log1p(-seen.exp()),
-            entropy=total - (powers * scores).sum(dim=-1) / summed,
-        )
+        return depths
 
-    def _grow(self, drafts: Sequence[_Draft], depths: _Depths) -> None:
+    def _grow(self, drafts: Sequence[_Draft], depths: Depths) -> None:
         """Rounds of expansions, while one of them can change a tree."""
         most = self.head.config.depth
         roots = [(draft, Node(int(draft.request.tokens[-1]), None, 0)) for draft in drafts]
@@ -189,41 +160,30 @@ class CausalParallelDrafter:
             asked = [(d, node) for d in growing if d.sapling for node in d.sapling.sprouts]
             self._expand(asked, depths)
 
-    def _expand(self, asked: Sequence[tuple[_Draft, Node]], depths: _Depths) -> None:
+    def _expand(self, asked: Sequence[tuple[_Draft, Node]], depths: Depths) -> None:
         """Give nodes their children: the depth's candidates, scored for the node's own branch."""
-        state = self._states(asked)
-        place = torch.tensor([draft.place for draft, _ in asked], device=self._device)
-        depth = torch.tensor([node.depth for _, node in asked], device=self._device)
-        candidates = depths.candidates[place, depth]
-        hidden, rows = depths.hidden[place, depth], depths.rows[place, depth]
-        scores = self.head.logits(hidden, state, candidates, rows)
-        heat = [draft.request.temperature or 1.0 for draft, _ in asked]
-        scores = scores / torch.tensor(heat, device=self._device)[:, None]
-        total = torch.logaddexp(scores.logsumexp(dim=-1), depths.rest[place, depth])
-        logq, order = (scores - total[:, None]).sort(dim=-1, descending=True)
-        token = self.head.target_ids(candidates.gather(1, order))
-        entropy = depths.entropy[place, depth][:, None]
-        host = torch.cat([token.double(), logq.double(), entropy.double()], dim=1).cpu().numpy()
-        size = logq.shape[1]
-        tokens, log_q = host[:, :size].astype(np.int64), host[:, size:-1]
-        chance = log_q
+        place = np.array([draft.place + node.depth for draft, node in asked])
+        logq = self._branches.children(depths, place, self._states(asked))
+        order = np.argsort(-logq, axis=1, kind="stable")
+        logq = np.take_along_axis(logq, order, axis=1)
+        tokens = np.take_along_axis(depths.tokens[place], order, axis=1)
+        chance = logq
         if self.reads_noise:
             requests = [draft.request for draft, _ in asked]
             positions = [len(draft.request.tokens) + node.depth for draft, node in asked]
-            chance = couple(requests, positions, tokens, log_q)
-        hang([node for _, node in asked], tokens, log_q, chance, host[:, -1], self._siblings)
+            chance = couple(requests, positions, tokens, logq)
+        entropy = depths.entropy[place]
+        hang([node for _, node in asked], tokens, logq, chance, entropy, self._siblings)
 
     def _states(self, asked: Sequence[tuple[_Draft, Node]]) -> torch.Tensor:
-        """[M, r] branch states of nodes: all roots, or none of them."""
+        """[M, size] branch states of nodes: all roots, or none of them."""
         tokens = torch.tensor([node.token for _, node in asked], device=self._device)
-        embedded = self.head.embed(tokens).float()
         parents = [draft.states[node.above] for draft, node in asked if node.above is not None]
-        corrector = self.head.corrector
         if parents:
-            found = corrector.step(torch.stack(parents), tokens, embedded)
+            found = self._branches.go_on(torch.stack(parents), tokens)
         else:
-            found = corrector.read(tokens, embedded)
-        for (draft, node), state in zip(asked, found, strict=True):
+            found = self._branches.begin(tokens)
+        for (draft, node), state in zip(asked, found.unbind(), strict=True):
             draft.states[node] = state
         return found
 

@@ -13,7 +13,7 @@ Kinds:
 - ``recurrent``: the same, of a small recurrent state along the whole branch (a minimal gated unit,
   Zhou et al. 2016) instead of the parent alone.
 
-Legend: [...] any leading shape, H hidden, r rank, C candidates.
+Legend: [...] any leading shape, H hidden, r rank, V draft vocabulary.
 """
 
 from __future__ import annotations
@@ -27,35 +27,48 @@ from adaptive_spec.heads.config import HeadConfig
 class Corrector(nn.Module):
     """Corrects nothing; the base of those that do, and the head without one.
 
-    ``read`` is the branch state at the anchor, ``step`` goes on by one token, ``states`` does so
-    along whole paths. ``shift`` is added to a slot's state before the output layer, ``bias`` to
-    the logits of candidates after it.
+    A branch has a state: ``read`` is what a token by itself says, and the state at the anchor;
+    ``step`` goes on by one token; ``states`` does so along whole paths. State and slot together ask
+    a ``query``, of which a correction is made in two places: ``shift`` is added to the slot's state
+    before the output layer, ``bias`` to the scores after it. Both are linear in the query, so the
+    score of one draft token moves by the inner product of the query and the token's row of
+    ``keys``: that is all that drafting computes.
     """
 
     size = 1
     """Width of a branch state."""
 
-    def step(
-        self, state: torch.Tensor, token: torch.Tensor, embedded: torch.Tensor
-    ) -> torch.Tensor:
-        """[..., size] of the parent and the node's token -> [..., size]."""
-        return self.read(token, embedded)
-
     def read(self, token: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """[..., size] what a token by itself says, of [...] target ids and [..., H] embeddings."""
         return embedded[..., : self.size]
+
+    def step(self, state: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+        """[..., size] of the parent, and what the node's token says (``read``) -> [..., size]."""
+        return said
 
     def states(self, token: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """Paths of n tokens [..., n], the anchor first -> [..., n, size] after each."""
         return self.read(token, embedded)
 
-    def shift(self, hidden: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """[..., H] state of the slot and [..., size] of the branch -> [..., H] to go on with."""
-        return hidden
+    def gates(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., H] states of slots -> [..., r] what they let through, for ``query``."""
+        return hidden[..., :1]
 
-    def bias(self, state: torch.Tensor, candidates: torch.Tensor | None) -> torch.Tensor | None:
-        """[..., size] and draft ids [..., C] (None: all of them) -> [..., C] or None for 0."""
+    def query(self, state: torch.Tensor, gates: torch.Tensor) -> torch.Tensor | None:
+        """[..., size] states of branches and [..., r] gates -> [..., r]; None if never any."""
         return None
+
+    def shift(self, query: torch.Tensor) -> torch.Tensor | None:
+        """[..., r] -> [..., H] to be added to the slot's state, or None for 0."""
+        return None
+
+    def bias(self, query: torch.Tensor) -> torch.Tensor | None:
+        """[..., r] -> [..., V] to be added to the scores, or None for 0."""
+        return None
+
+    def keys(self, output: torch.Tensor) -> torch.Tensor:
+        """[V, H] rows of the output layer, norm included -> [V, r] what draft tokens answer to."""
+        return output[:, :1]
 
 
 class LowRank(Corrector):
@@ -74,10 +87,14 @@ class LowRank(Corrector):
         found: torch.Tensor = self.inward(embedded)
         return found
 
-    def bias(self, state: torch.Tensor, candidates: torch.Tensor | None) -> torch.Tensor | None:
-        if candidates is None:
-            return state @ self.outward.T
-        return (self.outward[candidates] @ state[..., None])[..., 0]
+    def query(self, state: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        return state
+
+    def bias(self, query: torch.Tensor) -> torch.Tensor:
+        return query @ self.outward.T.to(query.dtype)
+
+    def keys(self, output: torch.Tensor) -> torch.Tensor:
+        return self.outward.detach()
 
 
 class Markov(LowRank):
@@ -107,10 +124,18 @@ class Gated(Corrector):
         found: torch.Tensor = self.inward(embedded)
         return found
 
-    def shift(self, hidden: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        gate = torch.sigmoid(self.gate(hidden))
-        moved: torch.Tensor = self.outward(nn.functional.silu(self.mix(state)) * gate)
-        return hidden + moved
+    def gates(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.gate(hidden))
+
+    def query(self, state: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(self.mix(state)) * gates
+
+    def shift(self, query: torch.Tensor) -> torch.Tensor:
+        moved: torch.Tensor = self.outward(query)
+        return moved
+
+    def keys(self, output: torch.Tensor) -> torch.Tensor:
+        return output @ self.outward.weight.detach().to(output.dtype)
 
 
 class Recurrent(Gated):
@@ -121,22 +146,17 @@ class Recurrent(Gated):
         self.forget = nn.Linear(2 * config.rank, config.rank)
         self.update = nn.Linear(2 * config.rank, config.rank)
 
-    def step(
-        self, state: torch.Tensor, token: torch.Tensor, embedded: torch.Tensor
-    ) -> torch.Tensor:
-        return self._step(state, self.inward(embedded))
+    def step(self, state: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+        forget = torch.sigmoid(self.forget(torch.cat([state, said], dim=-1)))
+        fresh = torch.tanh(self.update(torch.cat([forget * state, said], dim=-1)))
+        return torch.lerp(state, fresh, forget)
 
     def states(self, token: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        inward = self.inward(embedded)
-        found = [inward[..., 0, :]]
-        for place in range(1, inward.shape[-2]):
-            found.append(self._step(found[-1], inward[..., place, :]))
+        said = self.inward(embedded)
+        found = [said[..., 0, :]]
+        for place in range(1, said.shape[-2]):
+            found.append(self.step(found[-1], said[..., place, :]))
         return torch.stack(found, dim=-2)
-
-    def _step(self, state: torch.Tensor, inward: torch.Tensor) -> torch.Tensor:
-        forget = torch.sigmoid(self.forget(torch.cat([state, inward], dim=-1)))
-        fresh = torch.tanh(self.update(torch.cat([forget * state, inward], dim=-1)))
-        return (1.0 - forget) * state + forget * fresh
 
 
 _KINDS = {"low_rank": LowRank, "markov": Markov, "gated": Gated, "recurrent": Recurrent}

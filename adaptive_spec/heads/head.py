@@ -135,38 +135,32 @@ class Head(nn.Module):
         x = x.view(slots.shape)
         return x if self.config.ahead else x[:, :, 1:]
 
-    def logits(
-        self,
-        hidden: torch.Tensor,
-        state: torch.Tensor | None = None,
-        candidates: torch.Tensor | None = None,
-        rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Scores of draft ids.
+    def logits(self, hidden: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores of all draft ids. (Drafting scores a few of them: ``heads.branches``.)
 
         Args:
             hidden: [..., H] states of slots.
-            state: [..., size] of the branches, for corrected scores; None for the slot's own. Its
-                dtype is that of the correction: float32 while drafting, because few rows of many
-                shapes are no work for half-precision kernels (see ``filling``).
-            candidates: [..., C] draft ids to score; None for all.
-            rows: [..., C, H] their rows of the output layer, where the caller keeps them.
+            state: [..., size] of the branches, for corrected scores, which have its dtype; None for
+                the slot's own.
 
         Returns:
-            [..., C] or [..., V].
+            [..., V].
         """
+        query: torch.Tensor | None = None
         if state is not None:
-            hidden = self.corrector.shift(hidden.to(state.dtype), state)
+            hidden = hidden.to(state.dtype)
+            query = self.corrector.query(state, self.corrector.gates(hidden))
+        if query is not None and (shift := self.corrector.shift(query)) is not None:
+            hidden = hidden + shift
         normed: torch.Tensor = self.norm(hidden)
-        if candidates is None:
-            scores = normed @ self.output.T.to(normed.dtype)
-        else:
-            rows = self.output[candidates] if rows is None else rows
-            scores = (rows.to(normed.dtype) @ normed[..., None])[..., 0]
-        bias: torch.Tensor | None = None
-        if state is not None:
-            bias = self.corrector.bias(state, candidates)
+        scores = normed @ self.output.T.to(normed.dtype)
+        bias = None if query is None else self.corrector.bias(query)
         return scores if bias is None else scores + bias
+
+    def keys(self) -> torch.Tensor:
+        """[V, r] what draft tokens answer to a corrector's query, in the head's dtype."""
+        output = self.output
+        return self.corrector.keys(output * self.norm.weight.detach().to(output.dtype))
 
     def _rotation(
         self, positions: torch.Tensor, dtype: torch.dtype

@@ -32,8 +32,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
-        return (self.weight * normed).to(x.dtype)
+        return (self.weight * (wide * self.scale(wide))).to(x.dtype)
+
+    def scale(self, wide: torch.Tensor) -> torch.Tensor:
+        """[..., H] float32 -> [..., 1] the inverse of its root mean square."""
+        return torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
 
 
 def rotation(
@@ -86,19 +89,21 @@ class Attention(nn.Module):
         extend: Extend,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """[B, M, H] -> [B, M, H]; ``mask`` [B, 1, M, S] is True where a slot may look."""
+        """[B, M, H] -> [B, M, H]; ``mask`` [B, 1, M, S] is True where a slot may look.
+
+        Queries of a group are rows of one head: torch groups slowly on a CPU (see ``attention``).
+        """
         queries = self._split(self.q_proj(x), self.heads)
         if self.q_norm is not None:
             queries = self.q_norm(queries)
+        queries = rotate(queries, cos, sin)
         keys, values = extend(*self.keys_values(x, cos, sin))
+        rows = (len(x), self.kv_heads, -1, self.head_dim)
+        mask = mask.repeat(1, 1, self.heads // self.kv_heads, 1)
         seen = nn.functional.scaled_dot_product_attention(
-            rotate(queries, cos, sin),
-            keys,
-            values,
-            attn_mask=mask,
-            enable_gqa=self.heads != self.kv_heads,
+            queries.reshape(rows), keys, values, attn_mask=mask
         )
-        out: torch.Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
+        out: torch.Tensor = self.o_proj(seen.reshape(queries.shape).transpose(1, 2).flatten(2))
         return out
 
     def _split(self, x: torch.Tensor, heads: int) -> torch.Tensor:

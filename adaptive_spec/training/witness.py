@@ -38,7 +38,7 @@ class WatchedDrafter(CausalParallelDrafter):
 
     def _forward(self, drafts: Any) -> Any:
         depths, self.anchor = super()._forward(drafts), int(drafts[0].request.tokens[-1])
-        self.hidden = None if depths is None else depths.hidden[0]
+        self.hidden = None if depths is None else depths.hidden
         return depths
 
 
