@@ -59,17 +59,16 @@ class Valuing:
         order = trees.best_first(alive)[: self._most]
         share.merged, alive = merged.reordered(order), alive[order]
         alive.setflags(write=False)
-        lookups = self._lookups(merged, sorted(share.proposals)) if self._both else None
+        lookups = self._lookups(merged, sorted(share.proposals))[order] if self._both else None
         share.offer = Offer(share.features, alive, min(len(order), room), lookups)
 
     def _lookups(self, merged: Merged, places: Sequence[int]) -> Floats:
-        """[n] falling: survival of the nodes that drafters without a model have proposed."""
+        """[N] survival by the word of drafters without a model, 0 where they said nothing."""
         edges = np.zeros(len(merged.tree))
         for place, values in zip(places, merged.values, strict=False):
             if place not in self._models:
                 edges = np.fmax(edges, values)
-        alive = trees.survival(merged.tree, edges)
-        return -np.sort(-alive[alive > 0.0])
+        return trees.survival(merged.tree, edges)
 
     def observe(self, share: Share, check: Verification) -> Labels | None:
         """Teach the model what the target said of what was offered.

@@ -18,12 +18,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adaptive_spec.controllers.course import DEEPEST, Course, balance, gain, worth
-from adaptive_spec.controllers.crew import Crew
-from adaptive_spec.controllers.guard import PROBE_COST, Guard
+from adaptive_spec.controllers.course import DEEPEST, Course, worth
+from adaptive_spec.controllers.guard import PROBE_COST
 from adaptive_spec.controllers.probes import TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
-from adaptive_spec.controllers.trust import Trust
 from adaptive_spec.profilers.base import Latency
 from adaptive_spec.types import Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
 
@@ -51,7 +49,7 @@ class Adaptive(ABC):
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         self._courses: dict[str, Course] = {}
-        self._probes, self._guard, self._trust, self._crew = TimeProbes(), Guard(), Trust(), Crew()
+        self._probes, self._last = TimeProbes(), Course(GoingRate(horizon))
         self._drafters: dict[bool, tuple[str, ...]] = {}
         """Names as last asked, by whether models were; their price is the latency model's."""
 
@@ -167,23 +165,14 @@ class Adaptive(ABC):
             course.rate.observe(outcome.emitted, round(total / packed), drafted)
             course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)
             whole = drafted and not outcome.finished  # a stop cuts short what was accepted
-            if whole:
-                course.follow(balance(outcome, course), gain(outcome, course))
-            else:
-                course.follow(None, None)
-            if outcome.decision.size and not outcome.finished:
-                promised = float(course.promises[outcome.decision.size])
-                course.trust.observe(promised, outcome.emitted - 1)
+            course.follow(outcome if whole else None)
 
     def finish(self, request: str) -> None:
-        course = self._courses.pop(request, None)
-        if course is not None:
-            self._guard, self._trust, self._crew = course.guard, course.trust, course.crew
+        self._last = self._courses.pop(request, self._last)
 
     def _course(self, request: str) -> Course:
         if request not in self._courses:
-            heirs = self._guard.successor(), self._trust.successor(), self._crew.successor()
-            self._courses[request] = Course(GoingRate(self._horizon), *heirs)
+            self._courses[request] = self._last.successor(GoingRate(self._horizon))
         return self._courses[request]
 
 

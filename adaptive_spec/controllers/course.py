@@ -21,9 +21,12 @@ class Course:
     """What is remembered of one request."""
 
     rate: GoingRate
-    guard: Guard
-    trust: Trust
-    crew: Crew
+    guard: Guard = field(default_factory=Guard)
+    crew: Crew = field(default_factory=Crew)
+    trust: Trust = field(default_factory=Trust)
+    """In trees of all drafters."""
+    lookup_trust: Trust = field(default_factory=Trust)
+    """In what drafters that run no model promise by themselves, where there are both kinds."""
     asked: bool = False
     """Its own plan of this step asked for nodes."""
     draft_nodes: int = FIRST
@@ -40,23 +43,46 @@ class Course:
     share: float = 1.0
     """Of promises, that was trusted then."""
     lookups: Floats | None = None
-    """Draft tokens that lookups alone promised for every size, at the last decision; None unless
-    there are other drafters too."""
+    """[n] see ``Offer``, at the last decision."""
+
+    def successor(self, rate: GoingRate) -> Course:
+        """For the next request: what was learned, with half the evidence."""
+        trust, lookup_trust = self.trust.successor(), self.lookup_trust.successor()
+        return Course(rate, self.guard.successor(), self.crew.successor(), trust, lookup_trust)
 
     @property
     def due(self) -> bool:
         """Nothing pays of late, and this step is a probe."""
         return not self.guard.on and (self.guard.due or self.crew.looks)
 
-    def follow(self, balance: Balance | None, gain: float | None) -> None:
-        """One step. Before drafting stops altogether, the drafters that run a model do."""
+    @property
+    def believed(self) -> Trust:
+        """What promises of this step are worth: those of the drafters that it asks."""
+        return self.trust if self.crew.models else self.lookup_trust
+
+    def follow(self, outcome: Outcome | None) -> None:
+        """One step; ``outcome`` is None if nothing was drafted, or a stop cut it short.
+
+        Before drafting stops altogether, the drafters that run a model do; what a look at them
+        costs says nothing about lookups.
+        """
+        if outcome is None:
+            self.guard.observe(None)
+            self.crew.observe(None)
+            return
+        promised = float(self.promises[outcome.decision.size])
+        if outcome.decision.size:
+            self.believed.observe(promised, outcome.emitted - 1)
+            if self.lookups is not None and self.crew.models:
+                alone = float(self.lookups[: outcome.decision.size].sum())
+                self.lookup_trust.observe(alone, outcome.accepted_lookups)
         before = self.guard.on
-        self.guard.observe(balance)
+        self.guard.observe(None if self.crew.looks else balance(outcome, self))
         if before and not self.guard.on and self.crew.full and self.lookups is not None:
             self.crew.dismiss(self.guard.lost)
             self.guard = Guard()
         else:
-            self.crew.observe(gain)
+            self.crew.observe(gain(outcome, self))
 
 
 def balance(outcome: Outcome, course: Course) -> Balance | None:
@@ -78,7 +104,8 @@ def balance(outcome: Outcome, course: Course) -> Balance | None:
 def gain(outcome: Outcome, course: Course) -> float | None:
     """Tokens that models added to what lookups promised alone, less what they cost.
 
-    Each side verifies the size that is best for it; time is priced at the going rate.
+    Each side verifies the size that is best for it, and is trusted as far as its promises came
+    true; time is priced at the going rate.
 
     Returns:
         None if models were not asked, or nothing is known about time.
@@ -87,11 +114,10 @@ def gain(outcome: Outcome, course: Course) -> float | None:
     predicted, theta = decision.predicted, decision.theta
     if lookups is None or not outcome.seconds.draft_model or predicted is None or theta is None:
         return None
-    packed = max(outcome.features.packed, 1)
-    price = theta * packed * (np.asarray(predicted) - predicted[0])
-    sizes = min(len(lookups), len(price))
-    with_models = float((course.share * course.promises[: len(price)] - price).max())
-    without = float((course.share * lookups[:sizes] - price[:sizes]).max())
+    price = theta * max(outcome.features.packed, 1) * (np.asarray(predicted) - predicted[0])
+    alone = np.concatenate(([0.0], -np.sort(-lookups)))[: len(price)].cumsum()
+    with_models = float((course.trust.share * course.promises[: len(price)] - price).max())
+    without = float((course.lookup_trust.share * alone - price[: len(alone)]).max())
     return with_models - without - theta * outcome.seconds.draft_model
 
 
@@ -102,9 +128,7 @@ def worth(offer: Offer, course: Course) -> Floats:
     clears its bar, or if a probe is due.
     """
     course.promises = np.concatenate(([0.0], offer.survival.cumsum()))
-    course.share, course.lookups = course.trust.share, None
-    if offer.lookups is not None:
-        course.lookups = np.concatenate(([0.0], offer.lookups.cumsum()))
+    course.share, course.lookups = course.believed.share, offer.lookups
     alive: Floats = np.minimum(offer.survival[: offer.largest] * course.share, 1.0)
     guard = course.guard
     return alive if guard.on or course.due or alive.sum() >= guard.bar else alive[:0]
