@@ -83,7 +83,7 @@ class Decoder:
         acceptance = NullAcceptance() if acceptance is None else acceptance
         panel, most = self.drafting, config.tree.max_nodes
         coupled = panel.reads_noise
-        self.valuing = Valuing(acceptance, coupled, panel.has_model, most, self.faults)
+        self.valuing = Valuing(acceptance, coupled, most, self.faults)
         self.deciding = Deciding(latency, config.tree.max_nodes, config.tree.max_depth)
         self.requests = Requests(target, self.drafting, config.cache, clock, self.deciding.forget)
         self.cache, self._pool = self.requests.cache, self.requests.pool

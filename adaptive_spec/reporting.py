@@ -126,16 +126,14 @@ class Reporter:
 
 
 def _outcome(share: Share, seconds: StepSeconds) -> Outcome:
-    lookups, accepted = share.offer.lookups, share.verdict.accepted
     return Outcome(
         features=share.features,
         decision=share.decision,
         offered=len(share.offer.survival),
-        accepted=len(accepted),
+        accepted=len(share.verdict.accepted),
         emitted=len(share.verdict.tokens),
         seconds=seconds,
         finished=share.session.finished,
-        accepted_lookups=0 if lookups is None else int((lookups[accepted] > 0.0).sum()),
     )
 
 

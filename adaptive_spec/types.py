@@ -87,9 +87,6 @@ class Offer:
     largest: int
     """Largest executable size, by what was offered and what the pool could hold for this request
     alone; requests of one step that together want more are cut, the largest first."""
-    lookups: Floats | None = None
-    """[N] the same by the word of drafters that run no model alone, 0 where they did not propose
-    the node; None unless there are drafters of both kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +157,6 @@ class Outcome:
     """Tokens emitted: accepted plus the bonus token, cut at a stop."""
     seconds: StepSeconds
     finished: bool
-    accepted_lookups: int = 0
-    """Of those accepted, how many drafters that run no model had proposed."""
 
 
 @dataclass(frozen=True, slots=True)

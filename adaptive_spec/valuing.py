@@ -13,7 +13,7 @@ import numpy as np
 from adaptive_spec import tree as trees
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.isolation import Faults
-from adaptive_spec.merging import Merged, merge
+from adaptive_spec.merging import merge
 from adaptive_spec.profilers.base import Acceptance, NullAcceptance
 from adaptive_spec.share import Share
 from adaptive_spec.types import Bools, Floats, Ints, Labels, Offer
@@ -25,7 +25,6 @@ class Valuing:
 
     Args:
         reads_noise: per drafter of the panel, whether its trees depend on the keyed noise.
-        has_model: per drafter of the panel, whether it runs a model.
         most: most nodes of an offer.
         faults: who counts the model's exceptions.
     """
@@ -34,14 +33,11 @@ class Valuing:
         self,
         acceptance: Acceptance,
         reads_noise: Sequence[bool],
-        has_model: Sequence[bool],
         most: int,
         faults: Faults,
     ) -> None:
         self.acceptance = acceptance
         self._reads_noise, self._most, self._skip = tuple(reads_noise), most, faults.skip
-        self._models = frozenset(place for place, runs in enumerate(has_model) if runs)
-        self._both = 0 < len(self._models) < len(has_model)
 
     def offer(self, share: Share, room: int) -> None:
         """Fill ``merged`` and ``offer``: edges calibrated, trees merged, best nodes first.
@@ -59,16 +55,7 @@ class Valuing:
         order = trees.best_first(alive)[: self._most]
         share.merged, alive = merged.reordered(order), alive[order]
         alive.setflags(write=False)
-        lookups = self._lookups(merged, sorted(share.proposals))[order] if self._both else None
-        share.offer = Offer(share.features, alive, min(len(order), room), lookups)
-
-    def _lookups(self, merged: Merged, places: Sequence[int]) -> Floats:
-        """[N] survival by the word of drafters without a model, 0 where they said nothing."""
-        edges = np.zeros(len(merged.tree))
-        for place, values in zip(places, merged.values, strict=False):
-            if place not in self._models:
-                edges = np.fmax(edges, values)
-        return trees.survival(merged.tree, edges)
+        share.offer = Offer(share.features, alive, min(len(order), room))
 
     def observe(self, share: Share, check: Verification) -> Labels | None:
         """Teach the model what the target said of what was offered.

@@ -19,11 +19,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from adaptive_spec.controllers.course import DEEPEST, Course, worth
-from adaptive_spec.controllers.guard import PROBE_COST
+from adaptive_spec.controllers.crew import Crew
+from adaptive_spec.controllers.guard import PROBE_COST, Guard
 from adaptive_spec.controllers.probes import TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.profilers.base import Latency
-from adaptive_spec.types import Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
+from adaptive_spec.types import (
+    Decision,
+    Features,
+    Floats,
+    Ints,
+    Offer,
+    Outcome,
+    Plan,
+    Work,
+)
 
 LEAST, MOST = 8, 1024
 """Nodes to ask a drafter for: at least, and at most."""
@@ -50,6 +60,8 @@ class Adaptive(ABC):
         self._horizon = horizon
         self._courses: dict[str, Course] = {}
         self._probes, self._last = TimeProbes(), Course(GoingRate(horizon))
+        self._crew, self._both = Crew(), False
+        """``_both``: some drafters run a model, and some do not."""
         self._drafters: dict[bool, tuple[str, ...]] = {}
         """Names as last asked, by whether models were; their price is the latency model's."""
 
@@ -71,8 +83,8 @@ class Adaptive(ABC):
         nodes = course.draft_nodes if course.guard.drafts or course.due else 0
         course.asked = nodes > 0
         depth = min(DEEPEST, nodes, round(2 * course.accepted) + DEPTH_MARGIN)
-        models = course.crew.models
-        return Plan(nodes=nodes, depth=depth, models=models, floor=course.least_survival)
+        course.models = self._crew.models
+        return Plan(nodes=nodes, depth=depth, models=course.models, floor=course.least_survival)
 
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         courses = [self._course(offer.features.request) for offer in offers]
@@ -84,7 +96,7 @@ class Adaptive(ABC):
             requests=packed,
             context=offers[0].features.pool_slots,
             # Priced whether asked or not: the going rate needs it.
-            drafters=self._drafters.get(any(course.crew.models for course in courses), ()),
+            drafters=self._drafters.get(self._crew.models, ()),
         )
         price = latency.predict(work)
         if price is None:
@@ -138,8 +150,8 @@ class Adaptive(ABC):
             why = course.guard.words
         elif course.share < DOUBTED:
             why = f"{why}; {course.share:.0%} of promises came true of late"
-        if course.asked and not course.crew.models:
-            why = f"{why}; {course.crew.words}"
+        if course.asked and not course.models:
+            why = f"{why}; {self._crew.words}"
         wanted = max(2 * size + LEAST, round(0.9 * course.draft_nodes))
         course.draft_nodes = min(wanted, MOST) if course.asked else course.draft_nodes
         others = seconds[best - size : best - size + len(offer.survival) + 1]
@@ -153,19 +165,30 @@ class Adaptive(ABC):
         )
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
+        if not outcomes:
+            return
         total = sum(outcome.decision.size for outcome in outcomes)
+        seconds, tokens, drafting = outcomes[0].seconds, 0, False
+        if seconds.draft_model:
+            self._both = seconds.draft_model < sum(spent for _, spent in seconds.drafts)
         for outcome in outcomes:
-            names = tuple(name for name, _ in outcome.seconds.drafts)
+            names = tuple(name for name, _ in seconds.drafts)
             course = self._courses.get(outcome.features.request)
             if course is None or outcome.emitted < 1:
                 continue
             if names:
-                self._drafters[course.crew.models] = names
+                self._drafters[course.models] = names
             packed, drafted = max(outcome.features.packed, 1), course.asked and bool(names)
             course.rate.observe(outcome.emitted, round(total / packed), drafted)
             course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)
+            tokens, drafting = tokens + outcome.emitted, drafting or (drafted and course.guard.on)
             whole = drafted and not outcome.finished  # a stop cuts short what was accepted
-            course.follow(outcome if whole else None)
+            stopped = course.follow(outcome if whole else None, self._crew.looks)
+            if stopped and self._both and self._crew.models:
+                self._crew.dismiss()
+                course.guard = Guard()
+        if drafting and self._both:
+            self._crew.observe(tokens, seconds.total)
 
     def finish(self, request: str) -> None:
         self._last = self._courses.pop(request, self._last)

@@ -1,80 +1,124 @@
-"""Which drafters a request asks: those that run a model only while they earn what they cost.
+"""Which drafters are asked: all of them, or only those that look up.
 
 Beside drafters that look up, whose price is next to nothing, one that runs a model has to bring
-more than its seconds are worth. What it brings in a step is what the best tree of all promises
-beyond the best tree of lookups alone, the price of their nodes included (``course.gain``); what it
-costs are its own seconds. While that is negative on average it rests, and is looked at from time to
-time, ever more rarely.
+more than its seconds are worth. What it brings cannot be told from its own steps: where it drafts,
+steps begin at other places of the text, those that no drafter foresaw, and lookups look better
+there than they are by themselves. So the other way is tried now and then, for a block of steps, and
+its tokens per second are compared with those of the steps just before and just after, because
+texts differ far more than ways of drafting do (a switchback experiment). One comparison says
+little: the mean log ratio is shrunk towards what models are taken to gain. Looks become rarer while
+they change nothing.
 """
 
 from __future__ import annotations
 
-MEMORY, PATIENCE = 48.0, 12
-"""Steps over which the gain is averaged, and before a verdict."""
-PAUSE, LONGEST_PAUSE = 32, 256
-"""Steps between two looks: at first, and at most."""
-LOOKS, ENOUGH = 4, 0.02
-"""Steps of a look, and the mean gain in tokens that ends a rest."""
+from dataclasses import dataclass
+from math import log
+
+LOOK, PAUSE, LONGEST_PAUSE = 24, 192, 1536
+"""Steps of a look at the other way, and between two looks: at first, and at most."""
+SIDE = LOOK // 2
+"""Steps before and after a look that it is compared with."""
+REST = 48
+"""Steps without models after they have lost against plain decoding."""
+PRIOR, DOUBT = 0.08, 0.1
+"""What models are taken to gain before anything is seen (log of the ratio), and its deviation."""
+NOISE = 0.35
+"""Deviation of one comparison."""
+KEPT = 0.95
+"""Share of the earlier evidence that a comparison leaves."""
+OUTLIER = 4.0
+"""A step that took so many times the usual seconds says nothing."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over steps, of the last ``memory`` or so if that is given."""
+
+    memory: float | None = None
+    steps: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, tokens: float, seconds: float) -> None:
+        """One step."""
+        if self.steps >= 1.0 and seconds * self.steps > OUTLIER * self.seconds:
+            return
+        keep = 1.0 if self.memory is None else 1.0 - 1.0 / self.memory
+        self.steps = self.steps * keep + 1.0
+        self.tokens = self.tokens * keep + tokens
+        self.seconds = self.seconds * keep + seconds
 
 
 class Crew:
-    """One request's choice between all drafters and those that only look up."""
+    """A decoder's choice between all drafters and those that only look up."""
 
     def __init__(self) -> None:
-        self.full = True
-        """Drafters that run a model are asked."""
-        self.lost = 0.0
-        """Tokens per step that they cost more than they brought when they were sent to rest."""
-        self._gain, self._seen = 0.0, 0
-        self._pause, self._wait = PAUSE, 0
-
-    def successor(self) -> Crew:
-        """For the next request: the same state with half the evidence, and a look soon."""
-        heir = Crew()
-        heir.full, heir.lost, heir._gain = self.full, self.lost, self._gain if self.full else 0.0
-        heir._seen = min(self._seen, PATIENCE) // 2 if self.full else 0
-        heir._pause, heir._wait = PAUSE, min(self._wait, PATIENCE)
-        return heir
+        self.prefers_models = True
+        """What the comparisons are in favour of."""
+        self.looks = False
+        """This step is part of a look at the other way."""
+        self._pause, self._left = PAUSE, PAUSE
+        self._near, self._look = Tally(SIDE), Tally()
+        self._judging = False
+        self._weight = self._sum = 0.0
 
     @property
     def models(self) -> bool:
         """True if this step should ask drafters that run a model."""
-        return self.full or self.looks
+        return self.prefers_models != self.looks
 
     @property
-    def looks(self) -> bool:
-        """True if models rest, and this step looks at what they would bring."""
-        return not self.full and self._wait <= 0
+    def advantage(self) -> float:
+        """Expected log ratio of the tokens per second with models and without."""
+        precise = DOUBT**-2 + self._weight * NOISE**-2
+        return (PRIOR * DOUBT**-2 + self._sum * NOISE**-2) / precise
 
     @property
     def words(self) -> str:
-        """What is said of a rest."""
-        return f"lookups only: models had been losing {self.lost:.3f} tokens a step"
+        """Why models are not asked."""
+        if self.looks:
+            return "lookups only: a look at how fast they are by themselves"
+        if self.advantage > 0.0:
+            return "lookups only: with models drafting had been losing against plain decoding"
+        return f"lookups only: with models {self.advantage:+.1%} tokens/s are expected"
 
-    def observe(self, gain: float | None) -> None:
-        """One step.
-
-        Args:
-            gain: tokens that models promised beyond the others, less their cost in tokens; None
-                where they were not asked, or nothing is known about time.
-        """
-        self._wait -= not self.full
-        if gain is None:
+    def observe(self, tokens: float, seconds: float) -> None:
+        """One step that drafted the present way."""
+        (self._look if self.looks else self._near).add(tokens, seconds)
+        self._left -= 1
+        if self._left > 0:
             return
-        self._seen += 1
-        self._gain += (gain - self._gain) / min(self._seen, MEMORY)
-        if self.full and self._seen >= PATIENCE and self._gain < 0.0:
-            self.dismiss(-self._gain)
-        elif not self.full and self._seen >= LOOKS:
-            back = self._gain > ENOUGH
-            self._pause = PAUSE if back else min(2 * self._pause, LONGEST_PAUSE)
-            self._rest(full=back)
+        if self.prefers_models != (self.advantage > 0.0):  # dismissed
+            self._rest(prefers=not self.prefers_models)
+        elif self.looks:
+            self.looks, self._judging, self._left = False, True, SIDE
+            self._near.memory = None
+        elif self._judging:
+            self._judge()
+        else:
+            self.looks, self._left, self._look = True, LOOK, Tally()
 
-    def dismiss(self, lost: float) -> None:
-        """Send models to rest: drafting has been losing ``lost`` tokens a step."""
-        self.lost = lost
-        self._rest(full=False)
+    def dismiss(self) -> None:
+        """Drafting with models loses even against plain decoding here: go on without, for a while.
 
-    def _rest(self, full: bool) -> None:
-        self.full, self._wait = full, 0 if full else self._pause
-        self._gain, self._seen = 0.0, 0
+        That is no comparison with lookups, so afterwards the evidence decides as before.
+        """
+        self._rest(prefers=False)
+        self._left = REST
+
+    def _judge(self) -> None:
+        """A look and what lies around it are complete."""
+        near, look = self._near, self._look
+        if near.tokens and look.tokens:
+            ratio = log(near.tokens * look.seconds / (look.tokens * near.seconds))
+            self._sum = KEPT * self._sum + (ratio if self.prefers_models else -ratio)
+            self._weight = KEPT * self._weight + 1.0
+        self._rest(prefers=self.advantage > 0.0)
+
+    def _rest(self, prefers: bool) -> None:
+        """Until the next look."""
+        changed, self.prefers_models = prefers != self.prefers_models, prefers
+        self._pause = PAUSE if changed else min(2 * self._pause, LONGEST_PAUSE)
+        self.looks, self._judging, self._left = False, False, self._pause
+        self._near = Tally(SIDE)
