@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adaptive_spec.drafters.draft_model import DraftModelDrafter
+from adaptive_spec.hf import AdaptiveDecoder
+from adaptive_spec.testing.recording import record
 from adaptive_spec.testing.replay import Curve, Recorded, replay
+from adaptive_spec.testing.tiny import tiny_model
 
 SOURCE = Path(__file__).parent.parent / "adaptive_spec"
 FIXED = ("fixed:4", "fixed:8", "fixed:16", "fixed:32")
@@ -61,3 +65,28 @@ def test_replay_charges_what_the_curve_says() -> None:
     dear = replay(some, "fixed:8", lambda rows: 0.05 * rows, noise=0.0, overrides=["tree.sizes=[]"])
     assert dear.tokens_per_second < done.tokens_per_second
     assert dear.acceptance_length > 1.2
+
+
+def test_a_recorded_drafter_is_replayed_as_it_drafted() -> None:
+    """On tiny models: the same text in the same steps as with the drafter itself."""
+    model = tiny_model("llama")
+    drafter = DraftModelDrafter(tiny_model("llama", seed=0))
+    prompts = [[5, 6, 7, 8], [9, 10, 11]]
+    texts = record(model, drafter, prompts, max_new_tokens=20, nodes=12, depth=4, floor=0.0)
+    config = {"policy": "fixed:4", "tree": {"max_depth": 4}}
+    with AdaptiveDecoder(model, config, drafter=drafter) as decoder:
+        for text in texts:
+            assert len(text.drafts["draft_model"]) == len(text.output) - 1 == 19
+            with decoder.start(list(text.prompt), max_new_tokens=20) as session:
+                while not session.finished:
+                    session.step()
+                assert session.generated == list(text.output)
+            steps = replay(
+                [text],
+                "fixed:4",
+                lambda rows: 0.05,
+                recorded={"draft_model": 0.01},
+                overrides=["tree.max_depth=4", "tree.sizes=[]", "suffix.floor=0.99"],
+                noise=0.0,
+            ).steps
+            assert steps == session.stats.steps

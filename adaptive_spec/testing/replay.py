@@ -4,23 +4,25 @@ Greedy text is a fixed function of its prompt, so a recorded output can be decod
 model: the target answers from the record, and its clock moves by what a forward of that many rows
 takes on the machine in question. Drafters, acceptance, latency model, policy and guard are the real
 ones. Policies are thus compared on real text without a machine's noise, in seconds; what replay
-does not know is what the target would say off the recorded path (it says nothing there).
+does not know is what the target would say off the recorded path (it says nothing there). Drafters
+that run a model answer from a record as well (``testing.recording``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 
+from adaptive_spec import tree as trees
 from adaptive_spec.build import LEARN_EVERY, build_drafters, build_models
 from adaptive_spec.cache import SlotCache
 from adaptive_spec.config import load_config
 from adaptive_spec.decoder import Decoder
-from adaptive_spec.drafters.base import CandidateTree
+from adaptive_spec.drafters.base import CandidateTree, Committed, Drafter, DraftRequest
 from adaptive_spec.drafters.registry import DraftContext
 from adaptive_spec.errors import UnsupportedError
 from adaptive_spec.packing import PackedBatch
@@ -30,7 +32,7 @@ from adaptive_spec.session import Rules
 from adaptive_spec.stopping import Stopping
 from adaptive_spec.target import Target, Verified
 from adaptive_spec.testing.simulator import SMALL
-from adaptive_spec.types import Architecture, Labels
+from adaptive_spec.types import Architecture, Labels, Plan
 
 HOST, DRAFT = 0.0013, 0.0004
 """Seconds of a step's host work, and of asking a drafter."""
@@ -47,6 +49,8 @@ class Recorded:
 
     prompt: Sequence[int]
     output: Sequence[int]
+    drafts: Mapping[str, Sequence[CandidateTree]] = field(default_factory=dict)
+    """By drafter, the tree that it proposed before every token of the output but the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +113,42 @@ class RecordTarget:
     def close(self) -> None: ...
 
 
+class RecordedDrafter:
+    """Proposes what ``name`` proposed at the same place, as far as it is asked for."""
+
+    taps: tuple[int, ...] = ()
+    reads_noise = False
+    has_model = True
+
+    def __init__(self, name: str, seconds: float, target: RecordTarget) -> None:
+        self.name, self._seconds, self._target = name, seconds, target
+        self.drafts: Sequence[CandidateTree] = ()
+
+    def start(self, request: DraftRequest) -> None: ...
+
+    def commit(self, requests: Sequence[DraftRequest], news: Sequence[Committed]) -> None: ...
+
+    def finish(self, request: DraftRequest) -> None: ...
+
+    def propose(
+        self, requests: Sequence[DraftRequest], plans: Sequence[Plan]
+    ) -> list[CandidateTree]:
+        self._target.now += self._seconds
+        found = []
+        for request, plan in zip(requests, plans, strict=True):
+            tree = self.drafts[len(request.tokens) - request.prompt_length]
+            alive = trees.survival(tree, np.exp(tree.logq))
+            keep = (trees.depths(tree.parent) <= plan.depth) & (alive >= (plan.floor or 0.0))
+            found.append(trees.select(tree, np.flatnonzero(keep)[: plan.nodes]))
+        return found
+
+
 def replay(
     texts: Sequence[Recorded],
     policy: str,
     curve: Curve,
     *,
+    recorded: Mapping[str, float] | None = None,
     overrides: Sequence[str] = (),
     dtype: str = "bfloat16",
     noise: float = 0.1,
@@ -122,6 +157,8 @@ def replay(
     """Decode ``texts`` one after the other with one decoder.
 
     Args:
+        recorded: seconds per call of drafters that answer from the record, by name; they are asked
+            besides those of the config.
         dtype: of the machine on paper, which executable sizes depend on.
         overrides: of the default config, as ``section.field=value``.
 
@@ -132,9 +169,11 @@ def replay(
     target = RecordTarget(replace(SMALL, vocab=vocab, dtype=dtype), curve, noise, seed)
     config = load_config(None, [*overrides, f"policy={policy}", "self_check=false"])
     context = DraftContext(None, _no_model, lambda: None)
-    drafters = build_drafters(config, context)
+    drafters: list[Drafter] = build_drafters(config, context)
     for drafter in drafters:
         _charge(drafter, target)
+    answering = [RecordedDrafter(*each, target) for each in (recorded or {}).items()]
+    drafters = [*answering, *drafters]
     names = [drafter.name for drafter in drafters]
     latency, _ = build_models(config, target.architecture, 1, names)
     decoder = Decoder(
@@ -148,6 +187,8 @@ def replay(
     steps = 0
     for text in texts:
         target.text = np.array([*text.prompt, *text.output], dtype=np.int64)
+        for each in answering:
+            each.drafts = text.drafts[each.name]
         stopping = Stopping(
             max_new_tokens=len(text.output),
             context_limit=SMALL.context_limit,
