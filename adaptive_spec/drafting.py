@@ -37,7 +37,6 @@ class Panel:
         self.reads_noise = tuple(drafter.reads_noise for drafter in drafters)
         self.runs_model = tuple(drafter.name for drafter in drafters if drafter.has_model)
         """Names of those whose seconds count as a forward."""
-        self.has_model = tuple(drafter.has_model for drafter in drafters)
 
     def start(self, request: DraftRequest) -> int:
         """Introduce a request; returns how many drafters failed."""

@@ -111,16 +111,20 @@ def exclude(edges: Floats, values: Sequence[Floats], parent: Ints) -> Floats:
     several = np.where(shared, edges, 0.0)
     taken = among(several)
     nobody, weight = np.ones(len(edges)), np.zeros(len(edges))
+    everyone = np.nansum(np.stack(values), axis=0)
+    proposing = np.zeros(len(edges))  # drafters with children here
     for value in values:
         known = np.nan_to_num(value, nan=0.0)
         own = np.where(shared, 0.0, known)
         mine = among(own)
         room = np.maximum(np.maximum(1.0 - among(known - own), mine), LEAST)
         none = np.clip(1.0 - mine / room, LEAST, 1.0)
+        proposing += among(np.isfinite(value).astype(np.float64)) > 0.0
         nobody *= none
         weight += own / room / none  # times ``nobody``, once it is known
     weight *= nobody
     alone = np.clip(1.0 - taken, 0.0, 1.0) * weight / (among(weight) + nobody)
+    alone = np.where(proposing > 1, alone, everyone)  # one's own exclude each other already
     return np.where(shared, several / np.maximum(taken, 1.0), alone)
 
 

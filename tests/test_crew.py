@@ -7,13 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adaptive_spec.controllers.course import Course
 from adaptive_spec.controllers.crew import LONGEST_PAUSE, LOOK, PAUSE, REST, SIDE, Crew
+from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.drafters.draft_model import DraftModelDrafter
 from adaptive_spec.drafters.suffix import SuffixDrafter
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain, run
+from adaptive_spec.types import Decision, Features, Outcome, StepSeconds
 
+OUTCOME = Outcome(
+    Features("a", 3, 9, 3, 9, 0.0, 1, 16),
+    Decision(size=2, reason="", theta=20.0, predicted=(0.05, 0.055, 0.06)),
+    offered=2,
+    accepted=2,
+    emitted=3,
+    seconds=StepSeconds(draft=0.001),
+    finished=False,
+)
 PROMPT = [5, 6, 7, 8, 5, 6, 9, 10, 5, 6, 11, 12]
 
 
@@ -86,6 +98,43 @@ def test_after_a_loss_against_plain_decoding_models_rest_for_a_while() -> None:
     assert "plain decoding" in crew.words
     assert drive(crew, REST, 0.1) == 0
     assert drive(crew, 100, 0.1) == 100
+
+
+def test_rests_grow_while_models_keep_losing_against_plain_decoding() -> None:
+    crew, rests = Crew(), []
+    for _ in range(5):
+        crew.dismiss()
+        steps = 0
+        while not crew.models:
+            drive(crew, 1, 0.1)
+            steps += 1
+        rests.append(steps)
+        drive(crew, 20, 0.1)
+    assert rests == [REST, 2 * REST, 4 * REST, 8 * REST, 16 * REST]
+
+
+def test_steps_of_more_requests_are_not_compared_with_steps_of_fewer() -> None:
+    """Eight requests make more tokens a second than one, whatever drafts for them."""
+    crew = Crew()
+    for packed in (8, 1) * 20:
+        for _ in range(PAUSE + LOOK):
+            crew.observe(2.0 * packed, 0.05, packed)
+    assert crew.advantage == Crew().advantage
+
+
+def test_a_guard_that_is_off_hears_of_looks() -> None:
+    """Or neither the look nor the guard's pause would ever end."""
+    course = Course(GoingRate(48.0))
+    course.guard.on = False
+    course.promises = np.array([0.0, 2.0, 3.0])
+    for _ in range(300):
+        course.follow(OUTCOME, look=True)
+    assert course.guard.on
+    one = Course(GoingRate(48.0))
+    one.draft_seconds, one.promises = 10.0, course.promises
+    for _ in range(100):
+        assert not one.follow(OUTCOME, look=True)
+    assert one.guard.on, "what a look costs is no reason to stop"
 
 
 def test_a_draft_model_that_costs_more_than_it_brings_rests_and_lookups_go_on() -> None:

@@ -41,6 +41,7 @@ def tiny_head(model: Any, seed: int = 0, **changes: Any) -> Head:
     for name, weight in head.named_parameters():
         if "corrector" in name:
             torch.nn.init.normal_(weight, std=0.5)
+    torch.nn.init.uniform_(head.norm.weight, 0.5, 1.5)
     head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     return head
 

@@ -169,26 +169,31 @@ class Adaptive(ABC):
             return
         total = sum(outcome.decision.size for outcome in outcomes)
         seconds, tokens, drafting = outcomes[0].seconds, 0, False
+        packed, looks = max(outcomes[0].features.packed, 1), self._crew.looks
+        names = tuple(name for name, _ in seconds.drafts)
+        ours = self._crew.models or not seconds.draft_model  # not what another policy asked
         if seconds.draft_model:
             self._both = seconds.draft_model < sum(spent for _, spent in seconds.drafts)
+        if names and ours:
+            self._drafters[self._crew.models] = names
+        stopped: list[Course] = []
         for outcome in outcomes:
-            names = tuple(name for name, _ in seconds.drafts)
             course = self._courses.get(outcome.features.request)
             if course is None or outcome.emitted < 1:
                 continue
-            if names:
-                self._drafters[course.models] = names
-            packed, drafted = max(outcome.features.packed, 1), course.asked and bool(names)
+            drafted = course.asked and bool(names)
             course.rate.observe(outcome.emitted, round(total / packed), drafted)
             course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)
             tokens, drafting = tokens + outcome.emitted, drafting or (drafted and course.guard.on)
             whole = drafted and not outcome.finished  # a stop cuts short what was accepted
-            stopped = course.follow(outcome if whole else None, self._crew.looks)
-            if stopped and self._both and self._crew.models:
-                self._crew.dismiss()
+            if course.follow(outcome if whole else None, looks):
+                stopped.append(course)
+        if stopped and self._both and self._crew.models:
+            self._crew.dismiss()
+            for course in stopped:
                 course.guard = Guard()
-        if drafting and self._both:
-            self._crew.observe(tokens, seconds.total)
+        elif drafting and ours and self._both:
+            self._crew.observe(tokens, seconds.total, packed)
 
     def finish(self, request: str) -> None:
         self._last = self._courses.pop(request, self._last)

@@ -63,7 +63,7 @@ class Course:
 
         Args:
             outcome: None if nothing was drafted, or a stop cut it short.
-            look: it was drafted in a way that is only being looked at; the guard does not hear.
+            look: it was drafted in a way that is only being looked at: no reason to stop drafting.
         """
         before = self.guard.on
         if outcome is None:
@@ -72,7 +72,7 @@ class Course:
         if outcome.decision.size:
             promised = float(self.promises[outcome.decision.size])
             self.believed.observe(promised, outcome.emitted - 1)
-        self.guard.observe(None if look else balance(outcome, self))
+        self.guard.observe(None if look and before else balance(outcome, self))
         return before and not self.guard.on
 
 

@@ -20,7 +20,7 @@ LOOK, PAUSE, LONGEST_PAUSE = 24, 192, 1536
 SIDE = LOOK // 2
 """Steps before and after a look that it is compared with."""
 REST = 48
-"""Steps without models after they have lost against plain decoding."""
+"""Steps without models after they have lost against plain decoding; doubles while that repeats."""
 PRIOR, DOUBT = 0.08, 0.1
 """What models are taken to gain before anything is seen (log of the ratio), and its deviation."""
 NOISE = 0.35
@@ -28,7 +28,7 @@ NOISE = 0.35
 KEPT = 0.95
 """Share of the earlier evidence that a comparison leaves."""
 OUTLIER = 4.0
-"""A step that took so many times the usual seconds says nothing."""
+"""No step counts for more than so many times the usual seconds."""
 
 
 @dataclass(slots=True)
@@ -42,8 +42,8 @@ class Tally:
 
     def add(self, tokens: float, seconds: float) -> None:
         """One step."""
-        if self.steps >= 1.0 and seconds * self.steps > OUTLIER * self.seconds:
-            return
+        if self.steps >= 1.0:
+            seconds = min(seconds, OUTLIER * self.seconds / self.steps)
         keep = 1.0 if self.memory is None else 1.0 - 1.0 / self.memory
         self.steps = self.steps * keep + 1.0
         self.tokens = self.tokens * keep + tokens
@@ -60,7 +60,7 @@ class Crew:
         """This step is part of a look at the other way."""
         self._pause, self._left = PAUSE, PAUSE
         self._near, self._look = Tally(SIDE), Tally()
-        self._judging = False
+        self._judging, self._fresh, self._packed, self._dismissals = False, True, 1, 0
         self._weight = self._sum = 0.0
 
     @property
@@ -83,42 +83,58 @@ class Crew:
             return "lookups only: with models drafting had been losing against plain decoding"
         return f"lookups only: with models {self.advantage:+.1%} tokens/s are expected"
 
-    def observe(self, tokens: float, seconds: float) -> None:
-        """One step that drafted the present way."""
-        (self._look if self.looks else self._near).add(tokens, seconds)
+    def observe(self, tokens: float, seconds: float, packed: int = 1) -> None:
+        """One step that drafted the present way.
+
+        The first step of a stretch is left out: models then catch up with what they missed.
+
+        Args:
+            packed: requests of the step; only steps of as many are compared.
+        """
+        if packed != self._packed:
+            self._packed = packed
+            self._begin(self._pause)
+        if self._fresh:
+            self._fresh = False
+        else:
+            (self._look if self.looks else self._near).add(tokens, seconds)
         self._left -= 1
         if self._left > 0:
             return
         if self.prefers_models != (self.advantage > 0.0):  # dismissed
-            self._rest(prefers=not self.prefers_models)
+            self.prefers_models = not self.prefers_models
+            self._begin(self._pause)
         elif self.looks:
-            self.looks, self._judging, self._left = False, True, SIDE
+            self.looks, self._judging, self._left, self._fresh = False, True, SIDE, True
             self._near.memory = None
         elif self._judging:
             self._judge()
         else:
-            self.looks, self._left, self._look = True, LOOK, Tally()
+            self.looks, self._left, self._look, self._fresh = True, LOOK, Tally(), True
 
     def dismiss(self) -> None:
         """Drafting with models loses even against plain decoding here: go on without, for a while.
 
         That is no comparison with lookups, so afterwards the evidence decides as before.
         """
-        self._rest(prefers=False)
-        self._left = REST
+        self.prefers_models = False
+        self._begin(min(REST << self._dismissals, LONGEST_PAUSE))
+        self._dismissals = min(self._dismissals + 1, 8)
 
     def _judge(self) -> None:
         """A look and what lies around it are complete."""
         near, look = self._near, self._look
-        if near.tokens and look.tokens:
+        if near.tokens and look.tokens and near.seconds and look.seconds:
             ratio = log(near.tokens * look.seconds / (look.tokens * near.seconds))
             self._sum = KEPT * self._sum + (ratio if self.prefers_models else -ratio)
             self._weight = KEPT * self._weight + 1.0
-        self._rest(prefers=self.advantage > 0.0)
+        before, self.prefers_models = self.prefers_models, self.advantage > 0.0
+        same = before == self.prefers_models
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if same else PAUSE
+        self._dismissals = 0
+        self._begin(self._pause)
 
-    def _rest(self, prefers: bool) -> None:
-        """Until the next look."""
-        changed, self.prefers_models = prefers != self.prefers_models, prefers
-        self._pause = PAUSE if changed else min(2 * self._pause, LONGEST_PAUSE)
-        self.looks, self._judging, self._left = False, False, self._pause
+    def _begin(self, steps: int) -> None:
+        """A stretch of the preferred way, until the next look."""
+        self.looks, self._judging, self._left, self._fresh = False, False, steps, True
         self._near = Tally(SIDE)

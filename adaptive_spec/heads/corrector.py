@@ -66,9 +66,9 @@ class Corrector(nn.Module):
         """[..., r] -> [..., V] to be added to the scores, or None for 0."""
         return None
 
-    def keys(self, output: torch.Tensor) -> torch.Tensor:
-        """[V, H] rows of the output layer, norm included -> [V, r] what draft tokens answer to."""
-        return output[:, :1]
+    def keys(self, output: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        """[V, r] what draft tokens answer to, of the output layer [V, H] and the norm before it."""
+        return output.new_zeros((len(output), 1))
 
 
 class LowRank(Corrector):
@@ -93,7 +93,7 @@ class LowRank(Corrector):
     def bias(self, query: torch.Tensor) -> torch.Tensor:
         return query @ self.outward.T.to(query.dtype)
 
-    def keys(self, output: torch.Tensor) -> torch.Tensor:
+    def keys(self, output: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         return self.outward.detach()
 
 
@@ -134,8 +134,8 @@ class Gated(Corrector):
         moved: torch.Tensor = self.outward(query)
         return moved
 
-    def keys(self, output: torch.Tensor) -> torch.Tensor:
-        return output @ self.outward.weight.detach().to(output.dtype)
+    def keys(self, output: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        return output @ (norm[:, None] * self.outward.weight.detach()).to(output.dtype)
 
 
 class Recurrent(Gated):

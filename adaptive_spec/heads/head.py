@@ -159,8 +159,7 @@ class Head(nn.Module):
 
     def keys(self) -> torch.Tensor:
         """[V, r] what draft tokens answer to a corrector's query, in the head's dtype."""
-        output = self.output
-        return self.corrector.keys(output * self.norm.weight.detach().to(output.dtype))
+        return self.corrector.keys(self.output, self.norm.weight.detach())
 
     def _rotation(
         self, positions: torch.Tensor, dtype: torch.dtype

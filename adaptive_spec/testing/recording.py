@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptive_spec.drafters.base import CandidateTree, Drafter, DraftRequest
+from adaptive_spec.errors import DecodingError
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.profilers.base import Latency
 from adaptive_spec.testing.replay import Recorded
@@ -46,7 +47,11 @@ def record(
 
     Args:
         nodes, depth, floor: of the trees, as in ``Plan``; replay can ask for less, not for more.
+
+    Raises:
+        DecodingError: the drafter failed.
     """
+    plan = Plan(nodes=nodes, depth=depth, floor=floor)
     seen: list[CandidateTree] = []
     propose = drafter.propose
 
@@ -56,16 +61,29 @@ def record(
         return found
 
     drafter.propose = watched  # type: ignore[method-assign]
-    answers = []
-    asking = {_NAME: _Ask(Plan(nodes=nodes, depth=depth, floor=floor))}
+    try:
+        return _recorded(model, drafter, prompts, max_new_tokens, seen, plan)
+    finally:
+        drafter.propose = propose  # type: ignore[method-assign]
+
+
+def _recorded(
+    model: Any,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    seen: list[CandidateTree],
+    plan: Plan,
+) -> list[Recorded]:
+    answers, asking = [], {_NAME: _Ask(plan)}
     with AdaptiveDecoder(model, {"policy": _NAME}, drafter=drafter, controllers=asking) as decoder:
         for prompt in prompts:
             seen.clear()
-            with decoder.start(list(prompt), max_new_tokens=max_new_tokens) as session:
+            with decoder.start(list(prompt), max_new_tokens=most) as session:
                 while not session.finished:
                     session.step()
-                answers.append(
-                    Recorded(list(prompt), list(session.generated), {drafter.name: tuple(seen)})
-                )
-    drafter.propose = propose  # type: ignore[method-assign]
+                if session.stats.draft_faults:
+                    raise DecodingError(f"{drafter.name} failed while it was recorded")
+                output, drafts = list(session.generated), {drafter.name: tuple(seen)}
+                answers.append(Recorded(list(prompt), output, drafts))
     return answers

@@ -165,7 +165,9 @@ def replay(
     Raises:
         AssertionError: the decoder wrote another text.
     """
-    vocab = 1 + max(max(*text.prompt, *text.output) for text in texts)
+    drafted = [tree.token for text in texts for some in text.drafts.values() for tree in some]
+    written = [max(*text.prompt, *text.output) for text in texts]
+    vocab = 1 + max([*written, *(int(tokens.max(initial=0)) for tokens in drafted)])
     target = RecordTarget(replace(SMALL, vocab=vocab, dtype=dtype), curve, noise, seed)
     config = load_config(None, [*overrides, f"policy={policy}", "self_check=false"])
     context = DraftContext(None, _no_model, lambda: None)
@@ -199,6 +201,7 @@ def replay(
             decoder.step([session])
             steps += 1
         assert session.generated == list(text.output), "another text was decoded"
+        assert not session.stats.draft_faults, "a recorded draft was refused"
         session.close()
     return Replayed(sum(len(text.output) for text in texts), steps, target.now)
 
