@@ -115,8 +115,8 @@ def _peaks(logits: torch.Tensor, timer: Timer) -> tuple[Floats, Ints]:
     """
     if logits.device.type == "cpu":
         peaks, places = list[Floats](), list[Ints]()
-        for rows in logits.split(ROWS):
-            host = rows.float().numpy()
+        for first in range(0, len(logits), ROWS):
+            host = logits[first : first + ROWS].float().numpy()
             places.append(host.argmax(axis=1))
             peaks.append(host[np.arange(len(host)), places[-1]].astype(np.float64))
         timer.stop()
