@@ -75,17 +75,17 @@ def merge(given: Sequence[CandidateTree], edges: Sequence[Floats], combine: Comb
                 parent.append(key[0])
             here.append(place[key])
         sources.append(np.array(here, dtype=np.int64))
-    size = len(origin)
+    size, above_N = len(origin), np.array(parent, dtype=np.int64)
     back = tuple(_inverse(source, size) for source in sources)
     values = tuple(
         np.where(into >= 0, np.append(value, np.nan)[into], np.nan)
         for into, value in zip(back, edges, strict=True)
     )
     return Merged(
-        tree=_facts(given, back, values, np.array(parent, dtype=np.int64)),
+        tree=_facts(given, back, values, above_N),
         sources=back,
         values=values,
-        edges=exclude(combine(values), values, np.array(parent)) if size else np.empty(0),
+        edges=exclude(combine(values), values, above_N) if size else np.empty(0),
     )
 
 
@@ -107,24 +107,26 @@ def exclude(edges: Floats, values: Sequence[Floats], parent: Ints) -> Floats:
     def among(weights: Floats) -> Floats:
         return np.asarray(np.bincount(group, weights, groups)[group], dtype=np.float64)
 
-    shared = np.isfinite(np.stack(values)).sum(axis=0) > 1
+    several_DN = np.stack(values)
+    proposed = np.isfinite(several_DN)
+    known_DN = np.where(proposed, several_DN, 0.0)
+    shared = proposed.sum(axis=0) > 1
     several = np.where(shared, edges, 0.0)
     taken = among(several)
     nobody, weight = np.ones(len(edges)), np.zeros(len(edges))
-    everyone = np.nansum(np.stack(values), axis=0)
     proposing = np.zeros(len(edges))  # drafters with children here
-    for value in values:
-        known = np.nan_to_num(value, nan=0.0)
+    for known, here in zip(known_DN, proposed, strict=True):
         own = np.where(shared, 0.0, known)
         mine = among(own)
         room = np.maximum(np.maximum(1.0 - among(known - own), mine), LEAST)
         none = np.clip(1.0 - mine / room, LEAST, 1.0)
-        proposing += among(np.isfinite(value).astype(np.float64)) > 0.0
+        proposing += among(here.astype(np.float64)) > 0.0
         nobody *= none
         weight += own / room / none  # times ``nobody``, once it is known
     weight *= nobody
     alone = np.clip(1.0 - taken, 0.0, 1.0) * weight / (among(weight) + nobody)
-    alone = np.where(proposing > 1, alone, everyone)  # one's own exclude each other already
+    if_alone = known_DN.sum(axis=0)  # a drafter's own children exclude each other already
+    alone = np.where(proposing > 1, alone, if_alone)
     return np.where(shared, several / np.maximum(taken, 1.0), alone)
 
 

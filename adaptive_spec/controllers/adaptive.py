@@ -24,16 +24,7 @@ from adaptive_spec.controllers.guard import PROBE_COST, Guard
 from adaptive_spec.controllers.probes import TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.profilers.base import Latency
-from adaptive_spec.types import (
-    Decision,
-    Features,
-    Floats,
-    Ints,
-    Offer,
-    Outcome,
-    Plan,
-    Work,
-)
+from adaptive_spec.types import Decision, Features, Floats, Ints, Offer, Outcome, Plan, Work
 
 LEAST, MOST = 8, 1024
 """Nodes to ask a drafter for: at least, and at most."""
@@ -80,7 +71,7 @@ class Adaptive(ABC):
 
     def _plan(self, features: Features) -> Plan:
         course = self._course(features.request)
-        nodes = course.draft_nodes if course.guard.drafts or course.due else 0
+        nodes = course.draft_nodes if course.guard.drafts else 0
         course.asked = nodes > 0
         depth = min(DEEPEST, nodes, round(2 * course.accepted) + DEPTH_MARGIN)
         course.models = self._crew.models
@@ -126,7 +117,7 @@ class Adaptive(ABC):
         if not most:
             return best, why
         if not any(course.guard.on for course in courses):
-            if any(course.due for course in courses):  # a probe is kept cheap
+            if any(course.guard.due for course in courses):  # a probe is kept cheap
                 allowed = max(float(seconds[0]) * PROBE_COST, float(extra[1]))
                 best = min(max(best, 1), int(np.flatnonzero(extra <= allowed)[-1]))
                 return best, f"guard: probe of {best} nodes"

@@ -12,7 +12,7 @@ from adaptive_spec.controllers.trust import Trust
 from adaptive_spec.types import Floats, Offer, Outcome
 
 FIRST, DEEPEST = 32, 32
-"""Nodes and levels to ask a drafter for at first."""
+"""Nodes to ask a drafter for at first, and levels at most."""
 
 
 @dataclass(slots=True)
@@ -47,11 +47,6 @@ class Course:
         """For the next request: what was learned, with half the evidence."""
         trust, lookup_trust = self.trust.successor(), self.lookup_trust.successor()
         return Course(rate, self.guard.successor(), trust, lookup_trust)
-
-    @property
-    def due(self) -> bool:
-        """Drafting does not pay of late, and this step is a probe."""
-        return not self.guard.on and self.guard.due
 
     @property
     def believed(self) -> Trust:
@@ -102,4 +97,4 @@ def worth(offer: Offer, course: Course) -> Floats:
     course.share = course.believed.share
     alive: Floats = np.minimum(offer.survival[: offer.largest] * course.share, 1.0)
     guard = course.guard
-    return alive if guard.on or course.due or alive.sum() >= guard.bar else alive[:0]
+    return alive if guard.on or guard.due or alive.sum() >= guard.bar else alive[:0]

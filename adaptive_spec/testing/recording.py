@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from adaptive_spec.controllers.fixed import FixedBudget
 from adaptive_spec.drafters.base import CandidateTree, Drafter, DraftRequest
 from adaptive_spec.errors import DecodingError
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.profilers.base import Latency
 from adaptive_spec.testing.replay import Recorded
-from adaptive_spec.types import Decision, Features, Offer, Outcome, Plan
+from adaptive_spec.types import Decision, Features, Offer, Plan
 
 _NAME = "recording"
 
 
-class _Ask:
+class _Ask(FixedBudget):
     """A policy that has everything drafted and verifies nothing."""
 
     def __init__(self, plan: Plan) -> None:
+        super().__init__(str(plan.nodes))
         self._plan = plan
 
     def plan(self, requests: Sequence[Features], latency: Latency) -> Sequence[Plan]:
@@ -26,10 +28,6 @@ class _Ask:
 
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         return [Decision(0, "recording: nothing is verified") for _ in offers]
-
-    def observe(self, outcomes: Sequence[Outcome]) -> None: ...
-
-    def finish(self, request: str) -> None: ...
 
 
 def record(
