@@ -103,7 +103,7 @@ def verify(
         )
 
 
-ROWS = 16
+ROWS = 4
 """Rows of logits that are converted together."""
 
 
