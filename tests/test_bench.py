@@ -25,7 +25,7 @@ from adaptive_spec.bench.exactness import Comparison, Referee, first_difference,
 from adaptive_spec.bench.memory import measure
 from adaptive_spec.bench.runner import run_bench
 from adaptive_spec.bench.settings import BenchSettings, Disturbance, Vary
-from adaptive_spec.bench.statistics import Record, speed_up
+from adaptive_spec.bench.statistics import Record, best_elsewhere, speed_up
 from adaptive_spec.budget_log import NullLog
 from adaptive_spec.cli.bench import bench
 from adaptive_spec.config import load_config
@@ -134,6 +134,29 @@ def test_plain_against_itself_is_exactly_one() -> None:
     plain = record((0, decoded(10, 1.3)), (1, decoded(7, 0.4)))
     ratio = speed_up(plain, plain, seed=0)
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
+
+
+def test_best_of_several_is_picked_on_other_batches_than_it_is_scored_on() -> None:
+    one = record((0, decoded(10, 1.0)), (1, decoded(10, 2.0)), (2, decoded(10, 9.0)))
+    two = record((0, decoded(10, 3.0)), (1, decoded(10, 3.0)), (2, decoded(10, 3.0)))
+    best = best_elsewhere([one, two])  # without batch 0: 11 s and 6 s; 1: 10, 6; 2: 3, 6
+    assert best.seconds().tolist() == [3.0, 3.0, 9.0]
+    assert best.tokens().tolist() == [10.0, 10.0, 10.0]
+    alone = best_elsewhere([record((0, decoded(10, 2.0))), record((0, decoded(10, 1.0)))])
+    assert alone.seconds().tolist() == [1.0]
+
+
+def test_best_of_several_equals_gains_nothing_by_noise() -> None:
+    rng, best, naive = np.random.default_rng(6), [], []
+    for _ in range(60):
+        same = [
+            record(*((i, decoded(10, s)) for i, s in enumerate(rng.gamma(9.0, 1 / 9.0, 20))))
+            for _ in range(5)
+        ]
+        best.append(best_elsewhere(same).seconds().sum() / 20)
+        naive.append(min(one.seconds().sum() for one in same) / 20)
+    assert np.mean(best) == pytest.approx(1.0, abs=0.03)
+    assert np.mean(naive) < 0.94
 
 
 def test_shares_and_lengths() -> None:
@@ -345,6 +368,7 @@ def test_names_carry_the_drafter_where_drafters_vary(monkeypatch: pytest.MonkeyP
         ({"peers": ("hf-prompt-lookup",)}, ArgumentError, "hf-prompt-lookup"),
         ({"peers": ("hf-prompt-lookup:0",)}, ArgumentError, "hf-prompt-lookup:0"),
         ({"baseline": "fixed:9"}, ArgumentError, "--baseline='fixed:9'.*plain"),
+        ({"baseline": "best:fixed"}, ArgumentError, "best:plain"),
     ],
 )
 def test_unknown_names_are_refused_before_anything_is_loaded(

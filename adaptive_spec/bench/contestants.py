@@ -22,6 +22,8 @@ from adaptive_spec.types import Plan
 
 PLAIN = "plain"
 PEERS = ("hf", "hf-prompt-lookup:N")
+BEST = "best:"
+"""Before the name of a family of contestants: ``best:fixed`` is the best fixed budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,11 @@ class Contestant:
     config: Config | None = None
     lookup: int | None = None
     """Of a peer: tokens that prompt lookup drafts; None for plain ``generate``."""
+
+    @property
+    def family(self) -> str:
+        """The policy or peer without its argument."""
+        return (self.policy or self.name).partition(":")[0]
 
 
 class NoDrafter:
@@ -79,10 +86,17 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
         if policy != PLAIN:
             found.append(Contestant(name, policy, drafter, config))
     found.extend(_peer(name) for name in settings.peers)
-    names = [contestant.name for contestant in found]
-    if settings.baseline is not None and settings.baseline not in names:
-        raise unknown("--baseline", settings.baseline, names)
+    if settings.baseline is not None and not baseline(settings.baseline, found):
+        families = dict.fromkeys(f"{BEST}{one.family}" for one in found)
+        raise unknown("--baseline", settings.baseline, [*(one.name for one in found), *families])
     return found
+
+
+def baseline(name: str, found: Sequence[Contestant]) -> list[str]:
+    """Names of the contestants that a baseline stands for: one, or ``best:`` a family."""
+    if name.startswith(BEST):
+        return [one.name for one in found if one.family == name.removeprefix(BEST)]
+    return [one.name for one in found if one.name == name]
 
 
 def settled(found: Sequence[Contestant], model: Any) -> list[Contestant]:

@@ -116,6 +116,30 @@ def speed_up(own: Record, reference: Record, seed: int) -> Ratio:
     return Ratio(value, float(low), float(high))
 
 
+def best_elsewhere(records: Sequence[Record]) -> Record:
+    """For every batch the runs of whoever was fastest on all the *other* batches.
+
+    The best of several, picked and scored on the same runs, profits from their noise (the winner's
+    curse); here no run takes part in the choice that it is scored by. A single batch leaves no
+    others: there the best is picked on it all the same.
+    """
+    tokens_CG = np.stack([record.tokens() for record in records])
+    seconds_CG = np.stack([record.seconds() for record in records])
+    if tokens_CG.shape[1] == 1:
+        rates_CG = tokens_CG / seconds_CG
+    else:
+        others_CG = seconds_CG.sum(axis=1, keepdims=True) - seconds_CG
+        rates_CG = (tokens_CG.sum(axis=1, keepdims=True) - tokens_CG) / others_CG
+    best_G = rates_CG.argmax(axis=0)
+    runs = [
+        (index, run)
+        for place, record in enumerate(records)
+        for index, run in record.decoded
+        if best_G[index] == place
+    ]
+    return Record(batches=tokens_CG.shape[1], decoded=runs)
+
+
 def _ratio(parts: Floats) -> Floats:
     """[4] or [4, B] sums -> ratio of the rates."""
     tokens, seconds, other_tokens, other_seconds = parts

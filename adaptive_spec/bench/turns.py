@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from adaptive_spec.bench.bundle import Bundle
-from adaptive_spec.bench.contestants import PLAIN, Contestant
+from adaptive_spec.bench.contestants import PLAIN, Contestant, baseline
 from adaptive_spec.bench.decoding import Batch, Decoded, Runner, Threads, runner
 from adaptive_spec.bench.exactness import Comparison, Referee
 from adaptive_spec.bench.memory import Job, peak_bytes
 from adaptive_spec.bench.result import Row
 from adaptive_spec.bench.settings import BenchSettings
-from adaptive_spec.bench.statistics import Record, speed_up
+from adaptive_spec.bench.statistics import Record, best_elsewhere, speed_up
 from adaptive_spec.user_cache import Progress
 
 WARM_UP_TOKENS = 16
@@ -165,7 +165,9 @@ class Turns:
         speed = speed_up(record, self._records[PLAIN], settings.seed)
         against = None
         if settings.baseline is not None:
-            against = speed_up(record, self._records[settings.baseline], settings.seed)
+            stands = [self._records[name] for name in baseline(settings.baseline, self._names)]
+            other = best_elsewhere(stands) if len(stands) > 1 else stands[0]
+            against = speed_up(record, other, settings.seed)
         exact = record.exactness()
         return Row(
             name=one.name,

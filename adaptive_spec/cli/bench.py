@@ -66,7 +66,10 @@ def bench(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Contestant whose ratio is printed too.", rich_help_panel=_WHO),
+        typer.Option(
+            help="Contestant whose ratio is printed too; best:fixed is the best fixed budget.",
+            rich_help_panel=_WHO,
+        ),
     ] = None,
     vary: Annotated[
         list[str] | None,
