@@ -183,7 +183,7 @@ def test_a_head_that_knows_the_target_is_accepted_for_200_tokens() -> None:
         assert session.stats.steps <= 200 // (levels + 1) + 2
 
 
-@pytest.mark.parametrize("corrector", ["low_rank", "gated", "recurrent"])
+@pytest.mark.parametrize("corrector", ["low_rank", "recurrent_bias", "gated", "recurrent"])
 def test_branches_have_children_of_their_own(corrector: str) -> None:
     """The same depth under another parent: without a corrector equal, with one different."""
     model = tiny_model("llama")

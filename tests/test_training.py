@@ -20,6 +20,7 @@ from adaptive_spec.heads.store import digest
 from adaptive_spec.target import decoder_layers, describe, head_facts
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.training.batches import batch_of
+from adaptive_spec.training.beginning import fresh_head
 from adaptive_spec.training.data import Shards
 from adaptive_spec.training.generating import LOOP, PERIOD, Written, write
 from adaptive_spec.training.measuring import measure
@@ -33,8 +34,8 @@ from adaptive_spec.training.prompts import (
     mixed,
 )
 from adaptive_spec.training.run import spread
-from adaptive_spec.training.settings import TrainingConfig, load_training_config
-from adaptive_spec.training.trainer import Run, frequent, warm_start
+from adaptive_spec.training.settings import ShapeSection, TrainingConfig, load_training_config
+from adaptive_spec.training.trainer import Run, frequent
 
 # -- prompts ---------------------------------------------------------------------------------------
 
@@ -196,7 +197,7 @@ def _head(model: Any, **changes: Any) -> Head:
     return head
 
 
-@pytest.mark.parametrize("corrector", ["none", "low_rank", "gated", "recurrent"])
+@pytest.mark.parametrize("corrector", ["none", "low_rank", "recurrent_bias", "gated", "recurrent"])
 def test_the_loss_falls_on_text_that_it_sees(corrector: str) -> None:
     model = tiny_model("llama")
     texts = _written(model, torch.tensor([[5, 6, 7], [9, 10, 11], [20, 21, 22]]), end_tokens=[])
@@ -215,14 +216,55 @@ def test_the_loss_falls_on_text_that_it_sees(corrector: str) -> None:
     assert measure(head.eval(), texts).acceptance_length > 1.3
 
 
-def test_a_warm_start_takes_the_last_layers() -> None:
+def test_a_warm_start_goes_on_where_the_target_was() -> None:
+    """Keys and values of the context are those of the target's own last layer."""
     model = tiny_model("llama")
-    head = _head(model, layers=2)
-    layers = decoder_layers(model)
-    taken = warm_start(head, layers, model.base_model.norm)
-    assert taken == 2 * len(layers[-1].state_dict()) + 1
-    last = layers[-1].self_attn.q_proj.weight
-    assert torch.equal(head.layers[1].self_attn.q_proj.weight, last)
+    layers = list(decoder_layers(model))
+    last = len(layers) - 1
+    head = fresh_head(model, ShapeSection(layers=1, draft_vocab=None), (last - 1,))
+    head.fc.weight.data.copy_(torch.eye(head.config.hidden))  # the one tap, and nothing beside it
+    asked = dict[str, torch.Tensor]()
+    hook = layers[last].self_attn.v_proj.register_forward_hook(
+        lambda module, args, out: asked.update(values=out)
+    )
+    states = model(torch.tensor([[5, 9, 7, 3]]), output_hidden_states=True).hidden_states
+    hook.remove()
+    ((_, values),) = head.context(head.fuse([states[last]]), torch.arange(4)[None])
+    assert torch.allclose(values.transpose(1, 2).flatten(2), asked["values"], atol=1e-5)
+    assert torch.equal(head.layers[0].mlp.up_proj.weight, layers[last].mlp.up_proj.weight)
+    assert torch.equal(head.norm.weight, model.base_model.norm.weight)
+
+
+def test_keys_of_further_layers_take_their_own_norms() -> None:
+    model = tiny_model("llama")
+    layers = list(decoder_layers(model))[-2:]
+    for number, layer in enumerate(layers):
+        layer.input_layernorm.weight.data.uniform_(0.5 + number, 1.0 + number)
+    head = fresh_head(model, ShapeSection(layers=2, draft_vocab=None), (0,))
+    states = torch.randn(1, 3, head.config.hidden)
+    normed = head.hidden_norm(states)
+    for mine, theirs in zip(head.layers, layers, strict=True):
+        wanted = theirs.self_attn.k_proj(theirs.input_layernorm(states))
+        assert torch.allclose(mine.self_attn.k_proj(normed), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "mistral"])
+def test_slots_begin_at_a_share_of_what_the_layers_know(kind: str, warm: bool) -> None:
+    model = tiny_model(kind)
+    shape = ShapeSection(layers=1, block=4, draft_vocab=None, warm_start=warm)
+    head = fresh_head(model, shape, (0, 1))
+    head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    anchors = torch.randint(4, head.config.vocab, (1, 200))
+    size = float(head.embed(anchors).pow(2).mean().sqrt())
+    copied = warm and kind != "gemma3"
+    wanted = 1.0
+    if copied:
+        states = model(anchors, output_hidden_states=True).hidden_states[-2]
+        wanted = 0.1 * float(states.detach().pow(2).mean().sqrt())
+    assert 0.3 * wanted < size < 1.5 * wanted
+    read = head.corrector.read(anchors, head.embed(anchors))
+    assert 0.1 < float(read.pow(2).mean().sqrt()) < 3.0
 
 
 def test_taps_and_vocabulary() -> None:

@@ -25,7 +25,7 @@ _MOST = {
     "rank": 1 << 14,
 }
 """Largest whole numbers that a config may ask for."""
-CORRECTORS = ("none", "low_rank", "markov", "gated", "recurrent")
+CORRECTORS = ("none", "low_rank", "markov", "recurrent_bias", "gated", "recurrent")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ Kinds:
 
 - ``low_rank``: a bias on the logits, ``out[candidate] . in(parent embedding)``, of rank r (PCTree);
   ``markov``: the same with a table of parent tokens, which public heads bring (DSpark).
+- ``recurrent_bias``: the same from a state that runs along the whole branch, under a gate of the
+  slot's state.
 - ``gated``: a map of the parent's embedding is added to the slot's state, under a gate of both.
 - ``recurrent``: the same, of a small recurrent state along the whole branch (a minimal gated unit,
   Zhou et al. 2016) instead of the parent alone.
@@ -22,6 +24,9 @@ import torch
 from torch import nn
 
 from adaptive_spec.heads.config import HeadConfig
+
+KEEP = -2.0
+"""What the log-odds of keeping a part of a branch's state begin with."""
 
 
 class Corrector(nn.Module):
@@ -108,6 +113,35 @@ class Markov(LowRank):
         return found
 
 
+class RecurrentBias(LowRank):
+    """A low-rank bias from a state that runs along the branch, gated by the slot's.
+
+    It begins as ``LowRank`` that has nearly forgotten what was before the parent.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Linear(config.hidden, config.rank)
+        self.keep = nn.Linear(2 * config.rank, config.rank)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        nn.init.constant_(self.keep.bias, KEEP)
+
+    def gates(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = nn.functional.rms_norm(hidden, hidden.shape[-1:])
+        return 2.0 * torch.sigmoid(self.gate(normed))
+
+    def query(self, state: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        return state * gates
+
+    def step(self, state: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+        kept: torch.Tensor = torch.sigmoid(self.keep(torch.cat([state, said], dim=-1))) * state
+        return said + kept
+
+    def states(self, token: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        return _along(self, self.read(token, embedded))
+
+
 class Gated(Corrector):
     """A gated map of the parent's embedding, added to the slot's state."""
 
@@ -152,14 +186,24 @@ class Recurrent(Gated):
         return torch.lerp(state, fresh, forget)
 
     def states(self, token: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        said = self.inward(embedded)
-        found = [said[..., 0, :]]
-        for place in range(1, said.shape[-2]):
-            found.append(self.step(found[-1], said[..., place, :]))
-        return torch.stack(found, dim=-2)
+        return _along(self, self.read(token, embedded))
 
 
-_KINDS = {"low_rank": LowRank, "markov": Markov, "gated": Gated, "recurrent": Recurrent}
+def _along(corrector: Corrector, said: torch.Tensor) -> torch.Tensor:
+    """[..., n, size] what the tokens of paths say -> the states after each."""
+    found = [said[..., 0, :]]
+    for place in range(1, said.shape[-2]):
+        found.append(corrector.step(found[-1], said[..., place, :]))
+    return torch.stack(found, dim=-2)
+
+
+_KINDS = {
+    "low_rank": LowRank,
+    "markov": Markov,
+    "recurrent_bias": RecurrentBias,
+    "gated": Gated,
+    "recurrent": Recurrent,
+}
 
 
 def build_corrector(config: HeadConfig) -> Corrector:

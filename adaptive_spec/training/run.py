@@ -9,15 +9,15 @@ import torch
 
 from adaptive_spec import models, prompts
 from adaptive_spec.errors import ArgumentError
-from adaptive_spec.heads.config import CORRECTORS, HeadConfig, target_facts
-from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.config import CORRECTORS, target_facts
 from adaptive_spec.heads.shelf import find
 from adaptive_spec.heads.store import digest, load_head
-from adaptive_spec.target import decoder_layers, describe, head_facts, refuse
+from adaptive_spec.target import decoder_layers, describe, refuse
+from adaptive_spec.training.beginning import fresh_head
 from adaptive_spec.training.measuring import Measured
 from adaptive_spec.training.prompts import Fence
 from adaptive_spec.training.settings import ShapeSection, TrainingConfig
-from adaptive_spec.training.trainer import Run, Tell, frequent, warm_start
+from adaptive_spec.training.trainer import Run, Tell, frequent
 from adaptive_spec.training.writing import Writer
 
 TAPS = 5
@@ -65,7 +65,7 @@ def train(
     fence = Fence(one.text for name in FENCED for one in prompts.suite(name, raw=True))
     writer = Writer(loaded, tokenizer, list(decoder_layers(loaded)), taps, config.data, fence)
     target = {**target_facts(facts), "digest": digest(loaded)}
-    head = _fresh(loaded, shape, taps)
+    head = fresh_head(loaded, shape, taps)
     run = Run(folder, config, head, target, writer, tell, model)
     run.resume()
     if run.step == 0 and begin is not None:
@@ -82,29 +82,6 @@ def train(
         loaded.get_output_embeddings().weight.detach().float(),
     )
     return run.learn()
-
-
-def _fresh(model: Any, shape: ShapeSection, taps: tuple[int, ...]) -> Head:
-    """A head with random weights, or those of the target's last layers where it can have them."""
-    own = decoder_layers(model)[-1].state_dict()
-    config = HeadConfig(
-        **head_facts(model),
-        qk_norm="self_attn.q_norm.weight" in own,
-        bias="self_attn.q_proj.bias" in own,
-        taps=taps,
-        layers=shape.layers,
-        block=shape.block,
-        draft_vocab=shape.draft_vocab,
-        injection=shape.injection,
-        corrector=shape.corrector,
-        rank=shape.rank,
-    )
-    count = shape.draft_vocab
-    torch.manual_seed(0)
-    head = Head(config, None if count is None else torch.arange(count))
-    if shape.warm_start:
-        warm_start(head, list(decoder_layers(model)), getattr(model.base_model, "norm", None))
-    return head
 
 
 def _vocabulary(run: Run, shape: ShapeSection, tokenizer: Any) -> torch.Tensor:

@@ -22,7 +22,7 @@ class ShapeSection(_Section):
     taps: list[int] | None = Field(None, description="target layers; none spreads five of them")
     draft_vocab: int | None = Field(16384, ge=2, description="most frequent tokens; none: all")
     injection: bool = True
-    corrector: str = "recurrent"
+    corrector: str = "recurrent_bias"
     rank: int = Field(128, ge=1, le=4096)
     warm_start: bool = Field(True, description="begin with the target's last layers")
 

@@ -214,27 +214,6 @@ def frequent(texts: Iterator[Written], count: int, always: Sequence[int]) -> tor
     return torch.tensor(sorted(picked))
 
 
-def warm_start(head: Head, layers: Sequence[Any], norm: Any) -> int:
-    """Begin with the target's last layers where shapes fit; returns how many tensors did.
-
-    Layers with norms of another kind (Gemma's four per layer) are left out.
-    """
-    taken = 0
-    own = head.state_dict()
-    if any("pre_feedforward_layernorm.weight" in layer.state_dict() for layer in layers):
-        return 0
-    for place, layer in enumerate(list(layers)[-len(head.layers) :]):
-        for name, weight in layer.state_dict().items():
-            mine = own.get(f"layers.{place}.{name}")
-            if mine is not None and mine.shape == weight.shape:
-                mine.copy_(weight.float())
-                taken += 1
-    if norm is not None and own["norm.weight"].shape == norm.weight.shape:
-        own["norm.weight"].copy_(norm.weight.float())
-        taken += 1
-    return taken
-
-
 def _schedule(step: int, learning: LearningSection) -> float:
     """Warm-up, then a cosine down to ``LEAST_RATE``."""
     if step < learning.warmup:
