@@ -90,12 +90,12 @@ def _context(head: Head) -> None:
     A layer of the target normed what it made them of; here all layers share ``hidden_norm``, which
     takes the first one's weights, and the others' keys and values take the ratio to them.
     """
-    size = head.config.hidden
+    size, layers = head.config.hidden, list[Any](head.layers)
     head.fc.weight.mul_(OTHER_TAPS)
     head.fc.weight[:, -size:] += torch.eye(size)
-    first = head.layers[0].input_layernorm.weight
+    first = layers[0].input_layernorm.weight
     head.hidden_norm.weight.copy_(first)
-    for layer in list(head.layers)[1:]:
+    for layer in layers[1:]:
         ratio = layer.input_layernorm.weight / first
         ratio = torch.nan_to_num(ratio, nan=1.0).clamp(-STEEPEST, STEEPEST)
         layer.self_attn.k_proj.weight.mul_(ratio)
