@@ -92,6 +92,11 @@ class Grouped:
             and ALL_ATTENTION_FUNCTIONS[SDPA] is sdpa_attention_forward
         ]
 
+    @property
+    def applies(self) -> bool:
+        """The model attends by ``grouped_attention``."""
+        return bool(self._configs)
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         for config in self._configs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TypeVar
 
 from adaptive_spec.controllers.base import Controller
@@ -174,6 +174,12 @@ def _clamped_decision(decision: Decision, offer: Offer) -> Decision:
     if not isinstance(decision, Decision):
         raise TypeError(f"{type(decision).__name__} is not a Decision")
     size = _whole(decision.size)
+    single = (decision.theta, decision.expected_tokens, decision.expected_seconds)
+    _numbers([number for number in single if number is not None])
+    if decision.predicted is not None:
+        _numbers(decision.predicted)
+    if not isinstance(decision.reason, str):
+        raise TypeError(f"reason={decision.reason!r:.80} is not in words")
     inside = max(0, min(size, offer.largest))
     if inside == size:
         return decision
@@ -193,6 +199,12 @@ def _resized(decision: Decision, size: int, offer: Offer, reason: str) -> Decisi
         expected_tokens=None if expected is None else 1.0 + (expected - 1.0) * kept,
         expected_seconds=predicted[size] if predicted and size < len(predicted) else None,
     )
+
+
+def _numbers(values: Sequence[object]) -> None:
+    for value in values:
+        if not isinstance(value, Real):
+            raise TypeError(f"{value!r:.80} is not a number")
 
 
 def _names(drafters: object) -> tuple[str, ...] | None:

@@ -158,6 +158,7 @@ def describe(model: Any) -> Architecture:
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         parameters=sum(weight.numel() for weight in model.parameters()),
+        grouped=Grouped(model).applies,
     )
 
 

@@ -6,6 +6,7 @@ Legend: N draft nodes (the root is not one of them), D depth, R requests of one 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,6 +41,8 @@ class Architecture:
     dtype: str
     device: str
     parameters: int
+    grouped: bool = False
+    """Queries of a group share K and V as they are; else a forward of several rows copies them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,12 @@ class StepSeconds:
     @property
     def total(self) -> float:
         return self.draft + self.verify + self.sample + self.host + self.update
+
+    @property
+    def plausible(self) -> bool:
+        """Every part can be a duration."""
+        parts = (self.draft, self.verify, self.sample, self.host, self.update, self.draft_model)
+        return all(0.0 <= part < inf for part in (*parts, *(spent for _, spent in self.drafts)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,8 @@ def test_bytes_are_weights_and_the_slots_of_every_layer() -> None:
     every = replace(SMALL, kv_heads=9)
     plain = forward_cost(every, ROWS, 1000).bytes
     assert plain.tolist() == [2 * SMALL.parameters + slots * 2 * 9] * 4  # nothing to copy
+    grouped = forward_cost(replace(SMALL, grouped=True), ROWS, 1000).bytes
+    assert grouped.tolist() == [2 * SMALL.parameters + stored] * 4  # nothing is copied
 
 
 def test_flops_are_two_per_weight_and_attention_over_all_slots() -> None:

@@ -49,6 +49,8 @@ class Adaptive(ABC):
 
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
+        self.ignored = 0
+        """Steps whose seconds were no durations."""
         self._courses: dict[str, Course] = {}
         self._probes, self._last = TimeProbes(), Course(GoingRate(horizon))
         self._crew, self._both = Crew(), False
@@ -157,6 +159,9 @@ class Adaptive(ABC):
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
         if not outcomes:
+            return
+        if not outcomes[0].seconds.plausible:
+            self.ignored += 1
             return
         total = sum(outcome.decision.size for outcome in outcomes)
         seconds, tokens, drafting = outcomes[0].seconds, 0, False

@@ -11,6 +11,8 @@ from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.controllers.trust import Trust
 from adaptive_spec.types import Floats, Offer, Outcome
 
+HICCUP = 4.0
+"""A probe counts for no more than so many times its price, unless the last one cost more too."""
 FIRST, DEEPEST = 32, 32
 """Nodes to ask a drafter for at first, and levels at most."""
 
@@ -38,6 +40,8 @@ class Course:
     draft_seconds: float = 0.0
     plain_seconds: float = 1.0
     """Predicted, at the last decision."""
+    last_probe: float = 0.0
+    """Seconds of drafting of the last probe."""
     promises: Floats = field(default_factory=lambda: np.zeros(1))
     """[n+1] draft tokens that the edges of a tree of every size promised, at the last decision."""
     share: float = 1.0
@@ -46,7 +50,8 @@ class Course:
     def successor(self, rate: GoingRate) -> Course:
         """For the next request: what was learned, with half the evidence."""
         trust, lookup_trust = self.trust.successor(), self.lookup_trust.successor()
-        return Course(rate, self.guard.successor(), trust, lookup_trust)
+        guard, last = self.guard.successor(), self.last_probe
+        return Course(rate, guard, trust, lookup_trust, last_probe=last)
 
     @property
     def believed(self) -> Trust:
@@ -80,7 +85,9 @@ def balance(outcome: Outcome, course: Course) -> Balance | None:
     own = (predicted[decision.size] - predicted[0]) * packed
     drafting = course.draft_seconds
     if not course.guard.on:  # a first draft may take far longer, and probes are paid one by one
-        drafting = max(drafting, outcome.seconds.draft)
+        spent = outcome.seconds.draft
+        believed = HICCUP * max(drafting, course.last_probe)
+        drafting, course.last_probe = max(drafting, min(spent, believed)), spent
     draft, nodes = drafting / course.plain_seconds, own / course.plain_seconds
     promised = float(course.promises[decision.size])
     expected, accepted = course.share * promised, outcome.emitted - 1

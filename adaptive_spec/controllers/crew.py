@@ -25,6 +25,8 @@ PRIOR, DOUBT = 0.08, 0.1
 """What models are taken to gain before anything is seen (log of the ratio), and its deviation."""
 NOISE = 0.35
 """Deviation of one comparison."""
+FARTHEST = 1.0
+"""No comparison says more than this."""
 KEPT = 0.95
 """Share of the earlier evidence that a comparison leaves."""
 OUTLIER = 4.0
@@ -126,6 +128,7 @@ class Crew:
         near, look = self._near, self._look
         if near.tokens and look.tokens and near.seconds and look.seconds:
             ratio = log(near.tokens * look.seconds / (look.tokens * near.seconds))
+            ratio = min(max(ratio, -FARTHEST), FARTHEST)
             self._sum = KEPT * self._sum + (ratio if self.prefers_models else -ratio)
             self._weight = KEPT * self._weight + 1.0
         before, self.prefers_models = self.prefers_models, self.advantage > 0.0

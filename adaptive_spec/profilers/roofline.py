@@ -92,7 +92,8 @@ def forward_cost(facts: Architecture, rows: Ints | Floats, context: int) -> Forw
     expectation. Attention runs over all ``context`` slots of the pool in every layer: a mask hides
     slots and a sliding window hides more of them, but neither saves reading them or multiplying by
     them. With more than one row under a mask, transformers copies the K/V of grouped-query models
-    per query head: written once and read once more. Activations and masks are left out.
+    per query head, written once and read once more, unless ``attention`` spares it that.
+    Activations and masks are left out.
 
     Args:
         rows: [n] rows of the forward, requests and nodes together, at least 1.
@@ -109,7 +110,8 @@ def _cost(facts: Architecture, rows: Rows, context: int) -> tuple[Rows, Rows]:
     touched = min(facts.experts_per_token / facts.experts, 1.0) if routed else 0.0
     numbers = context * facts.layers * facts.head_dim
     width = _WIDTH.get(facts.dtype, 2)
-    copies = 4.0 * numbers * facts.heads if facts.heads != facts.kv_heads else 0.0
+    copied = facts.heads != facts.kv_heads and not facts.grouped
+    copies = 4.0 * numbers * facts.heads if copied else 0.0
     read = (always + 2.0 * numbers * facts.kv_heads) * width + (rows > 1) * (copies * width)
     if routed:
         read = read + (1.0 - (1.0 - touched) ** rows) * (routed * width)
