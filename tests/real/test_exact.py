@@ -36,7 +36,8 @@ def rows(prompts: str, **changes: Any) -> dict[str, Any]:
     settings = BenchSettings(
         model="smollm2-135m",
         suite=prompts,
-        policies=("plain", "fixed:16", "fixed:5"),
+        policies=("plain", "fixed:16", "marginal"),
+        drafters=("suffix", "auto"),
         repeats=1,
         **changes,
     )
@@ -52,15 +53,17 @@ def test_float32_is_exact(prompts: str, temperature: float, batch: int) -> None:
         dtypes=("float32",),
         temperature=temperature,
         batch=batch,
-        max_new_tokens=32,
+        max_new_tokens=28,
         peers=peers,
     )
-    assert len(found) == 3 + len(peers)
+    assert len(found) == 5 + len(peers)
     for row in found.values():
         assert row.mismatches == 0
+        assert row.near_ties <= 1  # one in 20,000 tokens is allowed, and seen less often
         assert row.identical + row.near_ties == len(PROMPTS)
-    assert found["fixed:16"].acceptance_length > 1.1  # drafts were accepted: the claim is not empty
-    assert found["fixed:16"].drafter == "causal_parallel:smollm2-135m+suffix"  # what ships for it
+    default = found["fixed:16/auto"]
+    assert default.acceptance_length > 1.1  # drafts were accepted: the claim is not empty
+    assert default.drafter == "causal_parallel:smollm2-135m+suffix"  # what ships for it
 
 
 @pytest.mark.fault("L1")
@@ -76,6 +79,7 @@ def test_the_law_of_the_log(prompts: str, tmp_path: Path) -> None:
     found = rows(prompts, dtypes=("float32",), max_new_tokens=16, limit=2, out=str(tmp_path))
     log = load_log(tmp_path / "log.jsonl")
     assert log.skipped == 0
-    assert found["fixed:16"].requests == 2
-    by_policy = [record for record in log.requests if record["policy"] == "fixed:16"]
-    assert sum(record["new_tokens"] for record in by_policy[-2:]) <= 32
+    assert found["fixed:16/auto"].requests == 2
+    texts = [record for record in log.requests if "/fixed:16/auto/0/" in record["request"]]
+    assert len(texts) == 2
+    assert sum(record["new_tokens"] for record in texts) <= 32
