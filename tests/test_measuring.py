@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from test_roofline import SMALL
 
-from adaptive_spec.calibrating import CONTEXTS, REPEATS, SIZES, WARM_UP, Stand
+from adaptive_spec.calibrating import CONTEXTS, REPEATS, SIZES, WARM_UP, Stand, measure_grid
 from adaptive_spec.calibrating import live_errors as errors_of
-from adaptive_spec.calibrating import measure_grid
 from adaptive_spec.profilers.hardware import peaks
 from adaptive_spec.profilers.latency import LiveLatency
 from adaptive_spec.profilers.roofline import Roofline
