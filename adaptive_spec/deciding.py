@@ -176,8 +176,9 @@ def _clamped_decision(decision: Decision, offer: Offer) -> Decision:
     size = _whole(decision.size)
     single = (decision.theta, decision.expected_tokens, decision.expected_seconds)
     _numbers([number for number in single if number is not None])
-    if decision.predicted is not None:
-        _numbers(decision.predicted)
+    if not isinstance(decision.predicted, tuple | None):
+        raise TypeError(f"predicted={decision.predicted!r:.80} is not a tuple of numbers")
+    _numbers(decision.predicted or ())
     if not isinstance(decision.reason, str):
         raise TypeError(f"reason={decision.reason!r:.80} is not in words")
     inside = max(0, min(size, offer.largest))

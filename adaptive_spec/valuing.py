@@ -53,9 +53,8 @@ class Valuing:
         merged = merge(given, edges, lambda values: self._combined(values, heat))
         alive = trees.survival(merged.tree, merged.edges)
         order = trees.best_first(alive)[: self._most]
-        share.merged, alive = merged.reordered(order), alive[order]
-        alive.setflags(write=False)
-        share.offer = Offer(share.features, alive, min(len(order), room))
+        share.merged = merged.reordered(order)
+        share.offer = Offer(share.features, _sealed(alive[order]), min(len(order), room))
 
     def observe(self, share: Share, check: Verification) -> Labels | None:
         """Teach the model what the target said of what was offered.
@@ -109,6 +108,11 @@ def _probabilities(values: Floats, size: int) -> Floats:
     if found.shape != (size,) or not np.isfinite(found).all():
         raise ValueError("acceptance probabilities are not finite, or not one per edge")
     return found
+
+
+def _sealed(values: Floats) -> Floats:
+    """A copy that stays read-only, whatever flags a policy sets on it."""
+    return np.frombuffer(values.tobytes(), dtype=np.float64)
 
 
 def _spread(labels: Labels, nodes: Ints, size: int) -> Labels:

@@ -567,8 +567,12 @@ class Words:
         (Words("a b", end=7), Words("a b c"), (8, 8)),
         (None, None, (5, 5)),
         (Words("a b"), None, (5, 5)),
+        (None, Words("a b"), (5, 5)),
     ],
-    ids=["same", "target padded", "draft padded", "smaller", "larger", "gaps", "no maps", "one"],
+    ids=[
+        *("same", "target padded", "draft padded", "smaller", "larger", "gaps"),
+        *("no maps", "target's map only", "draft's map only"),
+    ],
 )
 def test_pairs_that_fit(target: Any, draft: Any, sizes: tuple[int, int]) -> None:
     check_pairing(target, draft, *sizes)

@@ -7,17 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from adaptive_spec.controllers.base import Controller
+from adaptive_spec.controllers.fixed import FixedBudget
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.log_reader import load_log
 from adaptive_spec.online.base import NoUpdate
-from adaptive_spec.profilers.base import NullAcceptance, NullLatency
+from adaptive_spec.profilers.base import Latency, NullAcceptance, NullLatency
 from adaptive_spec.testing.controllers import LIES, LyingController
 from adaptive_spec.testing.drafters import ScriptedDrafter
 from adaptive_spec.testing.faults import OOMTarget
 from adaptive_spec.testing.yardsticks import check_state, plain, run
+from adaptive_spec.types import Decision, Offer, Outcome
 
 PROMPT = [5, 6, 7, 8, 5, 6]
 OTHER = [9, 10, 9, 11, 9, 10]
@@ -99,6 +103,58 @@ def test_one_lying_policy_does_not_disturb_another(llama: Any) -> None:
     assert honest.stats.num_draft_tokens > 0
     assert honest.stats.controller_faults == lied.stats.num_draft_tokens == 0
     assert lied.stats.controller_faults == 1
+
+
+def _in_a_tight_pool(llama: Any, path: Path, policy: Controller) -> list[dict[str, Any]]:
+    """Logged steps of two packed requests whose drafts do not fit together."""
+    known = [plain(llama, p, max_new_tokens=16) for p in (PROMPT, OTHER)]
+    decoder = scripted(
+        llama,
+        [PROMPT + known[0], OTHER + known[1]],
+        3,
+        settings={"policy": "liar", "log": {"path": str(path)}, "cache": {"max_slots": 46}},
+        controllers={"liar": policy},
+    )
+    sessions = [decoder.start(p, max_new_tokens=16) for p in (PROMPT, OTHER)]
+    while live := [session for session in sessions if not session.finished]:
+        decoder.step(live)
+        check_state(live[0])
+    assert [session.generated for session in sessions] == known
+    return load_log(path).steps
+
+
+@pytest.mark.fault("K8")
+@pytest.mark.filterwarnings("ignore:policy liar failed:RuntimeWarning")
+@pytest.mark.parametrize("lie", [None, *(lie for lie in LIES if "cut" in LIES[lie])])
+def test_lies_about_a_decision_where_the_pool_is_tight(
+    lie: str | None, llama: Any, tmp_path: Path
+) -> None:
+    """A decision that is cut to the pool's room is taken at its word in all other fields."""
+    liar = LyingController(**LIES.get(str(lie), {}))
+    steps = _in_a_tight_pool(llama, tmp_path / "budget.jsonl", liar)
+    resized = any("the pool has room for" in step["reason"] for step in steps)
+    assert resized == (lie in (None, "size beyond the offer"))
+
+
+class Keeper(FixedBudget):
+    """Overwrites what it was lent after the decision."""
+
+    def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
+        self.kept = [offer.survival for offer in offers]
+        return super().cut(offers, latency)
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        for survival in self.kept:
+            survival.setflags(write=True)
+            survival[:] = np.nan
+
+
+@pytest.mark.fault("K8")
+def test_an_offer_cannot_be_overwritten_later(llama: Any, tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="policy liar failed .*WRITEABLE"):
+        steps = _in_a_tight_pool(llama, tmp_path / "budget.jsonl", Keeper("8"))
+    assert steps[0]["survival"]
+    assert all(np.isfinite(step["survival"]).all() for step in steps)
 
 
 # -- R1: memory -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adaptive_spec.cli.main import run as command
-from adaptive_spec.errors import CalibrationError
+from adaptive_spec.errors import CalibrationError, UnsupportedError
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.log_reader import load_log
 from adaptive_spec.testing.tiny import save_tiny, tiny_model
@@ -108,6 +108,28 @@ def test_calibrate_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--dtype int3" in capsys.readouterr().err
     assert command(["calibrate", "--threads", "0"]) == 2
     assert "--threads 0" in capsys.readouterr().err
+
+
+@pytest.mark.fault("M1")
+def test_a_draft_model_of_another_token_map_is_refused(tmp_path: Path) -> None:
+    """Same size, two ids swapped; a target without a tokenizer leaves nothing to compare."""
+    from adaptive_spec.models import load
+
+    target, _ = load(save_tiny(tmp_path / "target"), "float32")
+    small = Path(save_tiny(tmp_path / "small", seed=1))
+    config = {"policy": "fixed:4", "drafter": f"draft_model:{small}"}
+    assert AdaptiveDecoder(target, config).drafting.names == ("draft_model",)
+    map_of = small / "tokenizer.json"
+    content = json.loads(map_of.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    map_of.write_text(json.dumps(content))
+    with pytest.raises(UnsupportedError, match="draft model: its token map is not the target's"):
+        AdaptiveDecoder(target, config)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "target" / name).unlink()
+    decoder = AdaptiveDecoder(target, config)
+    assert run(decoder, PROMPT, max_new_tokens=8) == plain(target, PROMPT, max_new_tokens=8)
 
 
 def test_a_draft_model_by_name_in_the_config(tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def test_tree_logits_equal_one_by_one_logits(kind: str, attention: str, fill: in
 
 
 @pytest.mark.fault("C4", "C9")
-@pytest.mark.parametrize("kind", ["gemma3", "mistral", "phi3", "mixtral", "qwen3_sliding"])
+@pytest.mark.parametrize(
+    "kind", ["gemma3", "mistral", "phi3", "mixtral", "qwen3_sliding", "qwen3_moe_sliding"]
+)
 @torch.no_grad()
 def test_the_window_matters_in_that_test(kind: str) -> None:
     """Negative control: without the window the same logits are far off."""

@@ -34,6 +34,9 @@ def check_pairing(
 ) -> None:
     """Raise unless the draft model speaks the target's token ids.
 
+    Where one of the tokenizers is missing nothing can be compared, and models of the same size are
+    taken for a pair: a wrong one costs drafts, never the text.
+
     Args:
         target_tokenizer, draft_tokenizer: their tokenizers; None where there is none.
         target_vocab, draft_vocab: rows of the models' output embeddings.

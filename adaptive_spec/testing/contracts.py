@@ -68,6 +68,7 @@ def _check_controller(policy: Controller, latency: Latency, steps: int, seed: in
             assert 0 <= _whole(decision.size) <= offer.largest, "0 <= size <= largest"
             assert isinstance(decision.reason, str), "the reason is in words"
             assert decision.reason, "the reason is not empty"
+            assert isinstance(decision.predicted, tuple | None), "predicted is a tuple, or None"
             numbers = [decision.theta, decision.expected_tokens, decision.expected_seconds]
             known = [number for number in [*numbers, *(decision.predicted or ())] if number]
             assert np.isfinite(known).all(), "what is expected is finite, or None"

@@ -58,7 +58,11 @@ def _raise(_: Any) -> Any:
 
 
 def _sized(size: Any) -> Callable[[Sequence[Decision]], Any]:
-    return lambda decisions: [replace(decision, size=size) for decision in decisions]
+    return _with(size=size)
+
+
+def _with(**fields: Any) -> Callable[[Sequence[Decision]], Any]:
+    return lambda decisions: [replace(decision, **fields) for decision in decisions]
 
 
 def _planned(nodes: Any) -> Callable[[Sequence[Plan]], Any]:
@@ -87,5 +91,10 @@ LIES: dict[str, dict[str, Callable[[Any], Any]]] = {
     "size True": {"cut": _sized(True)},
     "size of text": {"cut": _sized("8")},
     "size None": {"cut": _sized(None)},
+    "expected tokens of text": {"cut": _with(expected_tokens="x")},
+    "theta of text": {"cut": _with(theta="fast")},
+    "reason None": {"cut": _with(reason=None)},
+    "predicted of one number": {"cut": _with(predicted=5)},
+    "predicted as an array": {"cut": _with(predicted=np.zeros(9))},
 }
 """Name -> lies of a ``LyingController``."""

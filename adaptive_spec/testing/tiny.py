@@ -28,6 +28,7 @@ _SIZES: dict[str, Any] = {
 }
 """A wide initialisation, so that the context, and not only the last token, decides the logits."""
 _EXPERTS = {"num_experts_per_tok": 2}
+_QWEN3_MOE = {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16, **_EXPERTS}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "mistral": ("MistralConfig", {"sliding_window": WINDOW}),
@@ -42,9 +43,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "max_window_layers": 1,
         },
     ),
-    "qwen3_moe": (
+    "qwen3_moe": ("Qwen3MoeConfig", _QWEN3_MOE),
+    "qwen3_moe_sliding": (
         "Qwen3MoeConfig",
-        {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16, **_EXPERTS},
+        {**_QWEN3_MOE, "use_sliding_window": True, "sliding_window": WINDOW},
     ),
     "gemma3": (
         "Gemma3TextConfig",
