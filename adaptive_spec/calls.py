@@ -77,6 +77,7 @@ def prepared(
     cap: int | None,
     inputs: Mapping[str, Any],
     facts: Architecture,
+    default_top_k: int,
 ) -> Call:
     """Split a prepared batch into requests; refuses what cannot be honoured.
 
@@ -84,12 +85,14 @@ def prepared(
         input_ids: [rows, tokens].
         cap: 0 if no token was asked for, else None.
         inputs: further arguments of the model.
+        default_top_k: what ``top_k`` is where the caller sets none; transformers clamps it.
     """
     check_model_inputs(inputs)
     check_supported(vars(options))
-    model_default = {"top_k"}  # transformers clamps its own default to the vocabulary
-    named = {k: v for k, v in vars(options).items() if k not in model_default}
-    check_values({**named, "seed": seed}, facts.vocab)
+    asked = {**vars(options), "seed": seed}
+    if options.top_k == default_top_k:
+        del asked["top_k"]
+    check_values(asked, facts.vocab)
     mask = inputs.get("attention_mask")
     seen = torch.ones_like(input_ids) if mask is None else mask
     if seen.shape != input_ids.shape:

@@ -168,10 +168,10 @@ def test_the_step_fits_on_one_screen() -> None:
     steps = [
         node
         for node in ast.walk(modules()["decoder"])
-        if isinstance(node, ast.FunctionDef) and node.name == "step"
+        if isinstance(node, ast.FunctionDef) and node.name == "_step"
     ]
     assert len(steps) == 1
-    assert len(ast.unparse(steps[0]).splitlines()) <= 40
+    assert 10 < len(ast.unparse(steps[0]).splitlines()) <= 25
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
