@@ -25,6 +25,9 @@ from adaptive_spec.sampling import derive_seed
 from adaptive_spec.session import Rules
 from adaptive_spec.types import Architecture
 
+DEFAULT_TOP_K = 50
+"""Of transformers, for models that name none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -77,7 +80,7 @@ def prepared(
     cap: int | None,
     inputs: Mapping[str, Any],
     facts: Architecture,
-    default_top_k: int,
+    own_top_k: int | None,
 ) -> Call:
     """Split a prepared batch into requests; refuses what cannot be honoured.
 
@@ -85,12 +88,13 @@ def prepared(
         input_ids: [rows, tokens].
         cap: 0 if no token was asked for, else None.
         inputs: further arguments of the model.
-        default_top_k: what ``top_k`` is where the caller sets none; transformers clamps it.
+        own_top_k: what the model's own config says; where the caller says nothing, transformers
+            takes that or else its default, and clamps it to the vocabulary.
     """
     check_model_inputs(inputs)
     check_supported(vars(options))
     asked = {**vars(options), "seed": seed}
-    if options.top_k == default_top_k:
+    if options.top_k == (DEFAULT_TOP_K if own_top_k is None else own_top_k):
         del asked["top_k"]
     check_values(asked, facts.vocab)
     mask = inputs.get("attention_mask")

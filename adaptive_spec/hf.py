@@ -28,9 +28,6 @@ from adaptive_spec.row_rules import stop_string_criteria
 from adaptive_spec.session import Session
 from adaptive_spec.target import Target, refuse
 
-TOP_K = 50
-"""The default of transformers when sampling, for models that name none."""
-
 
 class AdaptiveDecoder(Decoder):
     """Generates what ``model`` alone would generate, in fewer forwards.
@@ -240,7 +237,7 @@ class _Bound:
             self.cap,
             model_kwargs,
             self.decoder.target.architecture,
-            TOP_K if model.generation_config.top_k is None else model.generation_config.top_k,
+            model.generation_config.top_k,
         )
         return self.run(call)
 

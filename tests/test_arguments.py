@@ -91,9 +91,9 @@ def test_bad_values_are_refused_as_custom_generate(
     """By us, or by transformers itself, which looks at some of them first."""
     limit = {} if field == "max_length" else {"max_new_tokens": 4}
     call = {"do_sample": True, **limit, field: value}
+    ids, decoder = torch.tensor([PROMPTS[0]]), make(tiny("llama"))
     with counted(tiny("llama")) as rows, pytest.raises((ValueError, TypeError)) as caught:
-        ids = torch.tensor([PROMPTS[0]])
-        tiny("llama").generate(ids, custom_generate=make(tiny("llama")), **call)
+        tiny("llama").generate(ids, custom_generate=decoder, **call)
     assert rows == []
     if isinstance(caught.value, ArgumentError):
         assert caught.value.field in (field, REWRITTEN.get(field))
@@ -119,7 +119,7 @@ def test_a_large_top_k_is_clamped_only_where_it_is_the_models_own(
     small = tiny("llama", vocab_size=40)  # fewer than the 50 that transformers keeps by default
     ids = ids.clamp(max=39)
     assert small.generate(ids, custom_generate=make(small), **call).shape == every.shape
-    with pytest.raises(ArgumentError, match="top_k=41 .*0 to 40"):
+    with pytest.raises(ArgumentError, match=r"top_k=41 .*0 to 40"):
         small.generate(ids, custom_generate=make(small), **call, top_k=41)
 
 
