@@ -28,7 +28,7 @@ FLOORS = {
     4: "drafters.* online.* config session requests drafting valuing deciding verifying reporting "
     "isolation share recovering decoder build calibrating",
     5: "hf calls arguments row_rules outputs cli.* bench.* testing.* training.* models fetching "
-    "conversion user_cache prompts pictures",
+    "conversion user_cache prompts pictures options",
 }
 """Floor -> modules; a name beats a star."""
 MAY_KNOW_TRANSFORMERS = {"attention", "cache"}
