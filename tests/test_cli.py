@@ -95,6 +95,14 @@ def test_generate_json_has_the_promised_fields(
     assert answer["finish_reason"] == "length"
     assert answer["tokens_per_second"] == pytest.approx(24 / answer["seconds"])
     stats = answer["stats"]
+    assert set(stats) == {
+        *("seed", "temperature", "prompt_tokens", "new_tokens", "policy", "drafter"),
+        *("finish_detail", "num_steps", "num_spec_steps", "num_draft_tokens"),
+        *("num_accepted_draft_tokens", "mean_acceptance_length", "draft_acceptance_rate"),
+        *("acceptance_histogram", "draft_faults", "controller_faults", "memory_retries"),
+        *("nonfinite_retries", "prefill_seconds", "draft_seconds", "draft_model_seconds"),
+        *("verify_seconds", "sample_seconds", "host_seconds"),
+    }
     assert stats["new_tokens"] == 24
     assert stats["seed"] is None
     assert stats["mean_acceptance_length"] == pytest.approx(24 / stats["num_steps"])
@@ -158,6 +166,84 @@ def test_no_tokens_asked_for(tiny_folder: str, capsys: pytest.CaptureFixture[str
     assert called.code == 0
     assert called.json["tokens"] == []
     assert called.json["finish_reason"] == "length"
+
+
+def test_top_k_is_off_unless_given(tiny_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nearly even odds over 258 tokens: 40 draws from the best 50 only have odds below 1e-28."""
+    asked = ["generate", "--model", tiny_folder, "--prompt", "hello", "--raw", "--ignore-eos"]
+    asked += ["--max-new-tokens", "40", "--temperature", "1000", "--seed", "3", "--json"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_folder)
+    model = LlamaForCausalLM.from_pretrained(tiny_folder)
+    prompt = tokenizer("hello")["input_ids"]
+
+    def worst_rank(*more: str) -> int:
+        tokens = Called(capsys, *asked, *more).json["tokens"]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(tokens)[:, None])
+        return int((logits > chosen).sum(1).max())
+
+    assert worst_rank() >= 50
+    assert worst_rank("--top-k", "5") < 5
+
+
+def test_raw_leaves_the_chat_template_out(
+    tiny_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_folder)
+    model = LlamaForCausalLM.from_pretrained(tiny_folder)
+    asked = ["generate", "--model", tiny_folder, "--prompt", "hello", "--ignore-eos", "--json"]
+    texts = []
+    for more, read in ([], "[user] hello\n[assistant] "), (["--raw"], "hello"):
+        answer = Called(capsys, *asked, "--max-new-tokens", "8", *more).json
+        ids = torch.tensor([tokenizer(read)["input_ids"]])
+        assert answer["stats"]["prompt_tokens"] == ids.shape[1]
+        wanted = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
+        assert answer["tokens"] == wanted[0, ids.shape[1] :].tolist()
+        texts.append(answer["tokens"])
+    assert texts[0] != texts[1]
+
+
+def test_a_flag_beats_set_and_set_beats_the_config(
+    tiny_folder: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config, logs = tmp_path / "own.toml", [tmp_path / name for name in "abc"]
+    config.write_text(f'policy = "fixed:2"\n[log]\npath = "{logs[0]}"\n')
+    asked = ["generate", "--model", tiny_folder, "--prompt", "abab", "--max-new-tokens", "4"]
+    layers = [
+        ["--config", str(config)],
+        ["--set", "policy=fixed:1", "--set", "policy=fixed:3", "--set", f"log.path={logs[1]}"],
+        ["--policy", "fixed:4", "--log", str(logs[2])],
+    ]
+    for count, (policy, log) in enumerate(zip(("2", "3", "4"), logs, strict=True), start=1):
+        assert not log.exists()
+        flags = [flag for layer in reversed(layers[:count]) for flag in layer]
+        called = Called(capsys, *asked, "--json", *flags)
+        assert called.json["stats"]["policy"] == f"fixed:{policy}"
+        assert log.exists()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_take_effect(
+    tiny_folder: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+) -> None:
+    monkeypatch.setattr("adaptive_spec.bench.settings.most_threads", lambda: 2)
+    forward, before, seen = LlamaForCausalLM.forward, torch.get_num_threads(), set()
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.add(torch.get_num_threads())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    asked = ["generate", "--model", tiny_folder, "--prompt", "x", "--max-new-tokens", "2"]
+    try:
+        assert Called(capsys, *asked, "--threads", str(threads)).code == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {threads}
 
 
 def test_flags_that_do_nothing_are_named(
