@@ -189,6 +189,13 @@ def check_values(values: Mapping[str, Any], vocab: int) -> None:
             raise ArgumentError("stop_strings", stops, "expected one or more non-empty strings")
 
 
+def check_whole(field: str, value: Any, low: int, high: float = math.inf) -> None:
+    """Raise ArgumentError unless ``value`` is a whole number from ``low`` to ``high``."""
+    inside, allowed = _whole(low, high)
+    if not inside(value):
+        raise ArgumentError(field, value, f"expected {allowed}")
+
+
 def check_supported(values: Mapping[str, Any]) -> None:
     """Raise UnsupportedError for the first field of ``GenerationConfig`` that is refused."""
     for field, (neutral, why) in REFUSED.items():

@@ -25,6 +25,9 @@ from adaptive_spec.sampling import derive_seed
 from adaptive_spec.session import Rules
 from adaptive_spec.types import Architecture
 
+DEFAULT_TOP_K = 50
+"""Of transformers, for models that name none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -77,6 +80,7 @@ def prepared(
     cap: int | None,
     inputs: Mapping[str, Any],
     facts: Architecture,
+    own_top_k: int | None,
 ) -> Call:
     """Split a prepared batch into requests; refuses what cannot be honoured.
 
@@ -84,12 +88,15 @@ def prepared(
         input_ids: [rows, tokens].
         cap: 0 if no token was asked for, else None.
         inputs: further arguments of the model.
+        own_top_k: what the model's own config says; where the caller says nothing, transformers
+            takes that or else its default, and clamps it to the vocabulary.
     """
     check_model_inputs(inputs)
     check_supported(vars(options))
-    model_default = {"top_k"}  # transformers clamps its own default to the vocabulary
-    named = {k: v for k, v in vars(options).items() if k not in model_default}
-    check_values({**named, "seed": seed}, facts.vocab)
+    asked = {**vars(options), "seed": seed}
+    if options.top_k == (DEFAULT_TOP_K if own_top_k is None else own_top_k):
+        del asked["top_k"]
+    check_values(asked, facts.vocab)
     mask = inputs.get("attention_mask")
     seen = torch.ones_like(input_ids) if mask is None else mask
     if seen.shape != input_ids.shape:

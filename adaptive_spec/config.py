@@ -9,10 +9,10 @@ registries, never as code.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -185,8 +185,34 @@ def _explain(error: ValidationError) -> str:
             hint = closest(str(problem["loc"][-1]), known)
             lines.append(f"unknown key {where!r}{hint}; valid: {', '.join(known)}")
         else:
-            lines.append(f"{where}={problem['input']!r}: {problem['msg']}")
+            allowed = _bounds(problem["loc"])
+            lines.append(f"{where}={problem['input']!r}: {problem['msg']}{allowed}")
     return "\n".join(lines)
+
+
+def _bounds(path: tuple[Any, ...]) -> str:
+    """The range of the number at ``path``, in brackets; empty where there is none."""
+    section: Any = Config
+    field: Any = None
+    for part in path:
+        if part in getattr(section, "model_fields", ()):
+            field = section.model_fields[part]
+            section = type(field.default)
+    marks = [] if field is None else [*field.metadata, *_marks(field.annotation)]
+    found = {name: getattr(mark, name) for mark in marks for name in _SIGNS if hasattr(mark, name)}
+    words = [f"{_SIGNS[name]} {bound}" for name, bound in found.items()]
+    return f" (allowed: {', '.join(words)})" if words else ""
+
+
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    """The bounds of the entries of a list."""
+    for inner in getattr(annotation, "__metadata__", ()):
+        yield from inner.metadata
+    for argument in get_args(annotation):
+        yield from _marks(argument)
 
 
 def _fields(path: tuple[Any, ...]) -> list[str]:

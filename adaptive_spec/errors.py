@@ -7,7 +7,13 @@ from __future__ import annotations
 
 
 class AdaptiveSpecError(Exception):
-    """Root of all errors of this package."""
+    """Root of all errors of this package.
+
+    Attributes:
+        option: flag and value of the command line that it is about, where that is known.
+    """
+
+    option: tuple[str, str] | None = None
 
 
 class ArgumentError(AdaptiveSpecError, ValueError):

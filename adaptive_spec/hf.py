@@ -237,6 +237,7 @@ class _Bound:
             self.cap,
             model_kwargs,
             self.decoder.target.architecture,
+            model.generation_config.top_k,
         )
         return self.run(call)
 

@@ -79,6 +79,50 @@ def test_bad_values_in_a_generation_config(tiny: Any, make: Any, counted: Any) -
     assert rows == []
 
 
+REWRITTEN = {"max_new_tokens": "max_length", "min_new_tokens": "min_length"}
+"""What transformers makes one number of before a ``custom_generate`` is called."""
+
+
+@pytest.mark.fault("P3")
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_bad_values_are_refused_as_custom_generate(
+    tiny: Any, make: Any, counted: Any, field: str, value: Any
+) -> None:
+    """By us, or by transformers itself, which looks at some of them first."""
+    limit = {} if field == "max_length" else {"max_new_tokens": 4}
+    call = {"do_sample": True, **limit, field: value}
+    ids, decoder = torch.tensor([PROMPTS[0]]), make(tiny("llama"))
+    with counted(tiny("llama")) as rows, pytest.raises((ValueError, TypeError)) as caught:
+        tiny("llama").generate(ids, custom_generate=decoder, **call)
+    assert rows == []
+    if isinstance(caught.value, ArgumentError):
+        assert caught.value.field in (field, REWRITTEN.get(field))
+
+
+@pytest.mark.fault("P3")
+def test_a_large_top_k_is_clamped_only_where_it_is_the_models_own(
+    tiny: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, decoder = tiny("llama"), make(tiny("llama"), "fixed:4")
+    ids, call = torch.tensor([PROMPTS[0]]), {"do_sample": True, "max_new_tokens": 8}
+    options = GenerationConfig(**call, top_k=VOCAB + 1)
+    for way in ({**call, "top_k": VOCAB + 1}, {"generation_config": options}):
+        with pytest.raises(ArgumentError, match=rf"top_k={VOCAB + 1} .*0 to {VOCAB}"):
+            model.generate(ids, custom_generate=decoder, **way)
+    every = model.generate(ids, custom_generate=decoder, seed=5, top_k=VOCAB, **call)
+    monkeypatch.setattr(model.generation_config, "top_k", VOCAB + 1)
+    for text in (
+        model.generate(ids, custom_generate=decoder, seed=5, **call),
+        decoder.generate(ids, seed=5, **call),
+    ):
+        assert torch.equal(text, every)
+    small = tiny("llama", vocab_size=40)  # fewer than the 50 that transformers keeps by default
+    ids = ids.clamp(max=39)
+    assert small.generate(ids, custom_generate=make(small), **call).shape == every.shape
+    with pytest.raises(ArgumentError, match=r"top_k=41 .*0 to 40"):
+        small.generate(ids, custom_generate=make(small), **call, top_k=41)
+
+
 PROMPT_FAULTS = {
     "empty list": ([], "at least one token"),
     "empty tensor": (torch.empty(1, 0, dtype=torch.long), "at least one token"),
@@ -133,6 +177,39 @@ def test_every_field_is_honoured_or_refused() -> None:
     assert fields == HONOURED | NEUTRAL | set(REFUSED)
     assert not HONOURED & NEUTRAL
     assert not (HONOURED | NEUTRAL) & set(REFUSED)
+
+
+WITHOUT_EFFECT: dict[str, Any] = {
+    "early_stopping": True,
+    "length_penalty": 0.5,
+    "decoder_start_token_id": 7,
+    "num_assistant_tokens": 3,
+    "num_assistant_tokens_schedule": "heuristic",
+    "assistant_confidence_threshold": 0.9,
+    "max_matching_ngram_size": 3,
+    "assistant_lookbehind": 3,
+    "target_lookbehind": 3,
+    "assistant_ensemble_weight": 0.7,
+    "disable_compile": True,
+    "transformers_version": "4.0.0",
+}
+
+
+@pytest.mark.fault("P5")
+@pytest.mark.parametrize("field", [*sorted(NEUTRAL), "repetition_penalty"])
+def test_neutral_fields_change_nothing_there_or_here(tiny: Any, make: Any, field: str) -> None:
+    """``repetition_penalty``, which is not neutral, is the negative control."""
+    model, decoder = tiny("llama"), make(tiny("llama"), "fixed:9")
+    ids, call = torch.tensor([PROMPTS[9]]), {"max_new_tokens": 24, "do_sample": False}
+    without = model.generate(ids, **call)
+    value = {**WITHOUT_EFFECT, "repetition_penalty": 1.5}[field]
+    assert getattr(GenerationConfig(), field) != value
+    options = GenerationConfig(**call)
+    setattr(options, field, value)
+    for way in ({**call, field: value}, {"generation_config": options}):
+        theirs, ours = model.generate(ids, **way), decoder.generate(ids, **way)
+        assert torch.equal(ours, theirs)
+        assert torch.equal(theirs, without) == (field in NEUTRAL)
 
 
 SETTING: dict[str, Any] = {

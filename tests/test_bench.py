@@ -400,6 +400,8 @@ def test_a_whole_run(settings: dict[str, Any], tmp_path: Path) -> None:
         assert (row["identical"], row["near_ties"], row["mismatches"]) == (3, 0, 0)
         assert (row["requests"], row["tokens_compared"]) == (3, 36)
         assert row["low"] <= row["speedup"] <= row["high"]
+        assert row["versus_low"] <= row["versus_baseline"] <= row["versus_high"]
+        assert set(row) == KEYS | VERSUS
         assert row["tokens_per_second"] > 0
         assert "peak_memory_ratio" not in row
     plain, fixed, hf = rows["plain"], rows["fixed:6"], rows["hf"]
@@ -518,12 +520,22 @@ def invoke(folder: Path, suite: Path, options: str) -> Any:
     return CliRunner().invoke(app, given)
 
 
+KEYS = {
+    *("name", "policy", "drafter", "suite", "dtype", "temperature", "threads", "batch"),
+    *("tokens_per_second", "speedup", "low", "high", "acceptance_length", "identical"),
+    *("near_ties", "mismatches", "tokens_compared", "requests", "controller_share"),
+    "nodes_per_step",
+}
+VERSUS = {"versus_baseline", "versus_low", "versus_high"}
+
+
 def test_json_is_all_that_stdout_gets(folder: Path, suite: Path) -> None:
     outcome = invoke(folder, suite, "--limit 2 --json --max-new-tokens 6")
     assert outcome.exit_code == 0, outcome.output
     told = json.loads(outcome.stdout)
     assert set(told) == {"rows", "machine"}
     assert [row["name"] for row in told["rows"]] == ["plain", "fixed:3"]
+    assert all(set(row) == KEYS for row in told["rows"])
 
 
 def test_the_table_shows_names_as_they_are(folder: Path, suite: Path) -> None:
@@ -534,7 +546,11 @@ def test_the_table_shows_names_as_they_are(folder: Path, suite: Path) -> None:
     assert "warm-up" in outcome.stderr
 
 
-def test_a_mismatch_exits_1(folder: Path, suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_mismatch_exits_1(
+    folder: Path, suite: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, as_json: bool
+) -> None:
     honest = turns.runner
 
     def lying(one: Any, model: Any, **parts: Any) -> Any:
@@ -542,9 +558,17 @@ def test_a_mismatch_exits_1(folder: Path, suite: Path, monkeypatch: pytest.Monke
         return built if one.name == "plain" else _Liar(built)
 
     monkeypatch.setattr(turns, "runner", lying)
-    outcome = invoke(folder, suite, "--max-new-tokens 8")
+    options = f"--max-new-tokens 8 --dtype {dtype}{' --json' * as_json}"
+    outcome = invoke(folder, suite, options)
     assert outcome.exit_code == 1
-    assert "3 mismatches" in outcome.stdout
+    if as_json:
+        plain, lying_one = json.loads(outcome.stdout)["rows"]
+        assert (plain["mismatches"], plain["near_ties"]) == (0, 0)
+        ties = lying_one["near_ties"]  # bfloat16 has some at the place of the wrong token
+        assert lying_one["mismatches"] == 3 - ties > 0
+        assert ties == 0 or dtype == "bfloat16"
+    else:
+        assert ("3 mismatches" if dtype == "float32" else " mismatches") in outcome.stdout
 
 
 def test_prompts_that_do_not_fit_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -607,6 +631,12 @@ def test_peak_memory_is_what_was_added(
     assert measure(allocate) == pytest.approx(40 << 20, rel=0.25)
 
 
-def test_memory_in_own_processes(settings: dict[str, Any]) -> None:
-    result = run_bench(BenchSettings(**settings, limit=1, policies=("plain",), memory=True))
-    assert [row["peak_memory_ratio"] for row in result.as_dict()["rows"]] == [1.0]
+def test_memory_in_own_processes(folder: Path, suite: Path) -> None:
+    options = "--limit 1 --max-new-tokens 12 --memory --baseline fixed:3 --json"
+    outcome = invoke(folder, suite, options)
+    assert outcome.exit_code == 0, outcome.output
+    plain, fixed = json.loads(outcome.stdout)["rows"]
+    assert set(plain) == set(fixed) == KEYS | VERSUS | {"peak_memory_ratio"}
+    assert plain["peak_memory_ratio"] == 1.0
+    assert fixed["peak_memory_ratio"] > 0
+    assert fixed["versus_low"] == fixed["versus_baseline"] == fixed["versus_high"] == 1.0

@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adaptive_spec import __version__, load_log
 from adaptive_spec.bench.exactness import Comparison
+from adaptive_spec.bench.settings import most_threads
 from adaptive_spec.cli import demo as demo_command
 from adaptive_spec.cli.demo_view import LiveView, Tree, draw, strip, visible
 from adaptive_spec.cli.main import run
@@ -94,6 +95,14 @@ def test_generate_json_has_the_promised_fields(
     assert answer["finish_reason"] == "length"
     assert answer["tokens_per_second"] == pytest.approx(24 / answer["seconds"])
     stats = answer["stats"]
+    assert set(stats) == {
+        *("seed", "temperature", "prompt_tokens", "new_tokens", "policy", "drafter"),
+        *("finish_detail", "num_steps", "num_spec_steps", "num_draft_tokens"),
+        *("num_accepted_draft_tokens", "mean_acceptance_length", "draft_acceptance_rate"),
+        *("acceptance_histogram", "draft_faults", "controller_faults", "memory_retries"),
+        *("nonfinite_retries", "prefill_seconds", "draft_seconds", "draft_model_seconds"),
+        *("verify_seconds", "sample_seconds", "host_seconds"),
+    }
     assert stats["new_tokens"] == 24
     assert stats["seed"] is None
     assert stats["mean_acceptance_length"] == pytest.approx(24 / stats["num_steps"])
@@ -159,6 +168,84 @@ def test_no_tokens_asked_for(tiny_folder: str, capsys: pytest.CaptureFixture[str
     assert called.json["finish_reason"] == "length"
 
 
+def test_top_k_is_off_unless_given(tiny_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nearly even odds over 258 tokens: 40 draws from the best 50 only have odds below 1e-28."""
+    asked = ["generate", "--model", tiny_folder, "--prompt", "hello", "--raw", "--ignore-eos"]
+    asked += ["--max-new-tokens", "40", "--temperature", "1000", "--seed", "3", "--json"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_folder)
+    model = LlamaForCausalLM.from_pretrained(tiny_folder)
+    prompt = tokenizer("hello")["input_ids"]
+
+    def worst_rank(*more: str) -> int:
+        tokens = Called(capsys, *asked, *more).json["tokens"]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(tokens)[:, None])
+        return int((logits > chosen).sum(1).max())
+
+    assert worst_rank() >= 50
+    assert worst_rank("--top-k", "5") < 5
+
+
+def test_raw_leaves_the_chat_template_out(
+    tiny_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_folder)
+    model = LlamaForCausalLM.from_pretrained(tiny_folder)
+    asked = ["generate", "--model", tiny_folder, "--prompt", "hello", "--ignore-eos", "--json"]
+    texts = []
+    for more, read in ([], "[user] hello\n[assistant] "), (["--raw"], "hello"):
+        answer = Called(capsys, *asked, "--max-new-tokens", "8", *more).json
+        ids = torch.tensor([tokenizer(read)["input_ids"]])
+        assert answer["stats"]["prompt_tokens"] == ids.shape[1]
+        wanted = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
+        assert answer["tokens"] == wanted[0, ids.shape[1] :].tolist()
+        texts.append(answer["tokens"])
+    assert texts[0] != texts[1]
+
+
+def test_a_flag_beats_set_and_set_beats_the_config(
+    tiny_folder: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config, logs = tmp_path / "own.toml", [tmp_path / name for name in "abc"]
+    config.write_text(f'policy = "fixed:2"\n[log]\npath = "{logs[0]}"\n')
+    asked = ["generate", "--model", tiny_folder, "--prompt", "abab", "--max-new-tokens", "4"]
+    layers = [
+        ["--config", str(config)],
+        ["--set", "policy=fixed:1", "--set", "policy=fixed:3", "--set", f"log.path={logs[1]}"],
+        ["--policy", "fixed:4", "--log", str(logs[2])],
+    ]
+    for count, (policy, log) in enumerate(zip(("2", "3", "4"), logs, strict=True), start=1):
+        assert not log.exists()
+        flags = [flag for layer in reversed(layers[:count]) for flag in layer]
+        called = Called(capsys, *asked, "--json", *flags)
+        assert called.json["stats"]["policy"] == f"fixed:{policy}"
+        assert log.exists()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_take_effect(
+    tiny_folder: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+) -> None:
+    monkeypatch.setattr("adaptive_spec.bench.settings.most_threads", lambda: 2)
+    forward, before, seen = LlamaForCausalLM.forward, torch.get_num_threads(), set()
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.add(torch.get_num_threads())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    asked = ["generate", "--model", tiny_folder, "--prompt", "x", "--max-new-tokens", "2"]
+    try:
+        assert Called(capsys, *asked, "--threads", str(threads)).code == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {threads}
+
+
 def test_flags_that_do_nothing_are_named(
     tiny_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,46 +271,138 @@ def test_text_stream_never_splits_a_character(tiny_folder: str) -> None:
 
 # -- bad usage -------------------------------------------------------------------------------------
 
-BAD = [
-    ("--max-new-tokens -1", ["--max-new-tokens -1", "0 or more"]),
-    ("--max-new-tokens many", ["--max-new-tokens many", "whole number, 0 or more"]),
-    ("--max-new-tokens=1.5", ["--max-new-tokens 1.5", "0 or more"]),
-    ("--temperature -0.1", ["--temperature -0.1", "[0, inf)"]),
-    ("--temperature nan", ["--temperature nan", "[0, inf)"]),
-    ("--top-p 0", ["--top-p 0", "(0, 1]"]),
-    ("--top-p 1.5 --temperature 1", ["--top-p 1.5", "(0, 1]"]),
-    ("--top-k -1", ["--top-k -1", "0 to"]),
-    ("--seed -1", ["--seed -1", "0 to"]),
-    ("--threads 0", ["--threads 0", "1 to"]),
-    ("--threads two", ["--threads two", "1 to"]),
-    ("--dtype float16", ["--dtype float16", "float32", "bfloat16"]),
-    ("--policy fixt:3", ["'fixt'", "did you mean 'fixed'", "plain"]),
-    ("--policy fixed:-3", ["fixed:-3", "0 to 1024"]),
-    ("--drafter sufix", ["'sufix'", "did you mean 'suffix'"]),
-    ("--drafter suffix+suffix", ["suffix+suffix", "once"]),
-    ("--config nope", ["'nope'", "default"]),
-    ("--set tree.max_node=3", ["tree.max_node", "did you mean 'max_nodes'"]),
-    ("--set tree.max_nodes=-3", ["tree.max_nodes=-3", "0"]),
-    ("--set nonsense", ["'nonsense'", "section.field=value"]),
-    ("--prompt-file x", ["--prompt-file x", "not both"]),
-    ("--model no-such-model", ["'no-such-model'", "smollm2-135m"]),
-    ("--log /dev/null/x", ["/dev/null/x"]),
-    ("--promt x", ["--promt", "--prompt"]),
-]
+COUNT = "a whole number, 1 or more"
+CORES = f"a whole number, 1 to {most_threads()}"
+PRESETS = "presets: default, logged, plain"
+POLICIES = "known: fixed, marginal, plain, ratio"
+DRAFTERS = "known: causal_parallel, draft_model, suffix"
+BAD: dict[str, list[tuple[str, list[str]]]] = {
+    "generate --prompt hi": [
+        ("--max-new-tokens -1", ["a whole number, 0 or more"]),
+        ("--max-new-tokens many", ["a whole number, 0 or more"]),
+        ("--max-new-tokens=1.5", ["a whole number, 0 or more"]),
+        ("--temperature -0.1", ["[0, inf)"]),
+        ("--temperature nan", ["[0, inf)"]),
+        ("--temperature hot", ["[0, inf)"]),
+        ("--top-p 0.0", ["(0, 1]"]),
+        ("--top-p 1.5", ["(0, 1]"]),
+        ("--top-k -1", ["0 to"]),
+        ("--top-k few", ["0 to"]),
+        ("--seed -1", ["0 to 9223372036854775807"]),
+        ("--seed x", ["0 to 9223372036854775807"]),
+        ("--threads 0", [CORES]),
+        ("--threads two", [CORES]),
+        ("--dtype float16", ["float32", "bfloat16"]),
+        ("--policy fixt:3", ["'fixt'", "did you mean 'fixed'", POLICIES]),
+        ("--policy fixed:-3", ["0 to 1024"]),
+        ("--drafter sufix", ["'sufix'", "did you mean 'suffix'", DRAFTERS]),
+        ("--drafter suffix+suffix", ["once"]),
+        ("--config nope", ["'nope'", PRESETS]),
+        ("--config nope.toml", ["cannot be read"]),
+        ("--set tree.max_node=3", ["did you mean 'max_nodes'", "max_depth"]),
+        ("--set tree.max_nodes=-3", [">= 0, <= 1024"]),
+        ("--set tree.max_nodes=many", [">= 0, <= 1024"]),
+        ("--set tree.sizes=[0]", [">= 1, <= 65536"]),
+        ("--set suffix.floor=1", [">= 0, < 1"]),
+        ("--set nonsense", ["section.field=value"]),
+        ("--set policy=fixt", ["did you mean 'fixed'", POLICIES]),
+        ("--set log.path=/dev/null/x", ["cannot write"]),
+        ("--prompt-file x", ["not both"]),
+        ("--model no-such-model", ["known: smollm2-135m", "org/name"]),
+        ("--log /dev/null/x", ["cannot write"]),
+    ],
+    "bench": [
+        *((f"{flag} {bad}", [COUNT]) for flag in ("--limit", "--repeats") for bad in ("0", "x")),
+        *((f"--batch {bad}", [COUNT]) for bad in ("0", "x")),
+        *((f"--max-new-tokens {bad}", [COUNT]) for bad in ("0", "x")),
+        *((f"--seed {bad}", [f"0 to {2**62}"]) for bad in ("-1", "x", str(2**62 + 1))),
+        *((f"--threads {bad}", [CORES]) for bad in ("0", "x", "10000")),
+        ("--temperature -1.0", ["0 or more"]),
+        ("--temperature hot", ["0 or more"]),
+        ("--top-p 0.0", ["(0, 1]"]),
+        ("--top-p x", ["(0, 1]"]),
+        ("--dtype float16", ["float32", "bfloat16"]),
+        ("--policies fixt", ["did you mean 'fixed'", POLICIES]),
+        ("--policies fixed:x", ["0 to 1024"]),
+        ("--drafters sufix", ["did you mean 'suffix'", DRAFTERS]),
+        ("--peers vllm", ["hf, hf-prompt-lookup:N"]),
+        ("--peers hf-prompt-lookup:0", ["1 or more"]),
+        ("--baseline nope", ["one of plain"]),
+        ("--suite nope", ["known: humaneval, chat", "FILE.jsonl"]),
+        ("--suite nope.jsonl", ["cannot be read"]),
+        ("--model nope --suite SUITE", ["known: smollm2-135m", "org/name"]),
+        ("--config nope", [PRESETS]),
+        ("--set nonsense", ["section.field=value"]),
+        ("--set tree.max_nodes=-3", [">= 0, <= 1024"]),
+        ("--set policy=fixt", ["did you mean 'fixed'", POLICIES]),
+        ("--set log.path=x", ["keeps the log itself"]),
+        ("--vary nonsense", ["KEY=a,b"]),
+        ("--vary tree.max_dept=1", ["did you mean 'max_depth'"]),
+        ("--vary tree.max_depth=0", [">= 1, <= 256"]),
+        ("--disturb nonsense", ["threads=K@S"]),
+        ("--disturb threads=9999@5", [f"K from 1 to {most_threads()}"]),
+    ],
+    "demo": [
+        ("--max-new-tokens 0", [COUNT]),
+        ("--max-new-tokens x", [COUNT]),
+        ("--model nope", ["known: smollm2-135m"]),
+        ("--log /dev/null/x --model MODEL", ["cannot write"]),
+    ],
+    "calibrate": [
+        ("--threads x", [CORES]),
+        ("--dtype float16", ["float32", "bfloat16"]),
+        ("--model nope", ["known: smollm2-135m"]),
+        ("--out /dev/null/x", ["a folder that exists"]),
+    ],
+    "train --out /dev/null/x": [
+        ("--threads x", [CORES]),
+        ("--config nope.toml", ["cannot be read"]),
+        ("--model nope", ["known: smollm2-135m"]),
+    ],
+    "heads report nope --prompts SUITE": [
+        ("--limit 0", [COUNT]),
+        ("--limit x", [COUNT]),
+        ("--max-new-tokens x", [COUNT]),
+        ("--threads x", [CORES]),
+        ("--model nope", ["known: smollm2-135m"]),
+    ],
+    "inspect /dev/null": [("--png x", [".png"]), ("--request x", ["none at all"])],
+}
 
 
-@pytest.mark.parametrize(("flags", "said"), BAD, ids=[flags for flags, _ in BAD])
+@pytest.mark.parametrize(
+    ("command", "flags", "said"),
+    [(command, *row) for command, rows in BAD.items() for row in rows],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
 def test_bad_usage_is_one_clean_line(
-    flags: str, said: list[str], capsys: pytest.CaptureFixture[str]
+    command: str,
+    flags: str,
+    said: list[str],
+    tiny_folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    called = Called(capsys, "generate", "--prompt", "hi", *flags.split(" "))
+    """It begins with the option and its value, and says what is allowed."""
+    (tmp_path / "own.jsonl").write_text('{"prompt": "x"}')
+    places = {"SUITE": str(tmp_path / "own.jsonl"), "MODEL": tiny_folder}
+    words = [places.get(word, word) for word in f"{command} {flags}".split(" ")]
+    called = Called(capsys, *words)
     *_, line = called.err.splitlines()
     assert called.code == 2
-    assert called.out == ""
-    assert line.startswith("error: ")
+    assert called.out == "" or command == "demo"
+    flag, value = flags.replace("=", " ", flags.startswith("--max-new-tokens=")).split(" ")[:2]
+    assert line.startswith(f"error: {flag} {value}: ")
     assert "Traceback" not in called.err
-    for words in said:
-        assert words in line
+    for words_said in said:
+        assert words_said in line
+
+
+def test_an_unknown_option_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    called = Called(capsys, "generate", "--promt", "x")
+    assert called.code == 2
+    assert "--promt" in called.err
+    assert "--prompt" in called.err.replace("--promt", "")
 
 
 def test_a_prompt_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

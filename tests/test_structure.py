@@ -28,7 +28,7 @@ FLOORS = {
     4: "drafters.* online.* config session requests drafting valuing deciding verifying reporting "
     "isolation share recovering decoder build calibrating",
     5: "hf calls arguments row_rules outputs cli.* bench.* testing.* training.* models fetching "
-    "conversion user_cache prompts pictures",
+    "conversion user_cache prompts pictures options",
 }
 """Floor -> modules; a name beats a star."""
 MAY_KNOW_TRANSFORMERS = {"attention", "cache"}
@@ -168,10 +168,10 @@ def test_the_step_fits_on_one_screen() -> None:
     steps = [
         node
         for node in ast.walk(modules()["decoder"])
-        if isinstance(node, ast.FunctionDef) and node.name == "step"
+        if isinstance(node, ast.FunctionDef) and node.name == "_step"
     ]
     assert len(steps) == 1
-    assert len(ast.unparse(steps[0]).splitlines()) <= 40
+    assert 10 < len(ast.unparse(steps[0]).splitlines()) <= 25
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:

@@ -18,6 +18,7 @@ from adaptive_spec.config import Config, LogSection, load_config
 from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.options import about, layered, origin
 from adaptive_spec.types import Plan
 
 PLAIN = "plain"
@@ -70,19 +71,18 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
         UnknownNameError, ConfigError, UnsupportedError: a policy, drafter or config that is none.
         ArgumentError: a peer or the baseline that is none, or a bad argument of a policy.
     """
-    base = load_config(settings.config, settings.overrides)
+    base = layered(settings.config, settings.overrides)
     found = [Contestant(PLAIN, PLAIN, None, _without_log(base, PLAIN, base.drafter))]
     policies = settings.policies or (base.policy,)
     drafters = settings.drafters or (base.drafter,)
     factors = [[f"{vary.key}={value}" for value in vary.values] for vary in settings.vary]
     _check_keys(settings, base)
+    _check_names(settings, base)
     for policy, drafter, varied in product(policies, drafters, product(*factors)):
-        _check_policy(policy)
         config = load_config(settings.config, [*settings.overrides, *varied])
         name = f"{policy}/{drafter}" if len(drafters) > 1 else policy
         name += f"[{','.join(varied)}]" if varied else ""
         config = _without_log(config, policy, drafter)
-        find_drafters(config)
         if policy != PLAIN:
             found.append(Contestant(name, policy, drafter, config))
     found.extend(_peer(name) for name in settings.peers)
@@ -122,13 +122,30 @@ def _check_keys(settings: BenchSettings, base: Config) -> None:
     for key in keys:
         if keys.count(key) > 1:
             raise ArgumentError("--vary", key, "every key may vary once")
+    for vary in settings.vary:
+        for value in vary.values:
+            with about("--vary", text := f"{vary.key}={value}"):
+                load_config(base, [text])
     if base.log.path is not None:
-        raise ArgumentError("log.path", base.log.path, "the benchmark keeps the log itself")
+        with about(*_origin(settings, "log.path")):
+            raise ArgumentError("log.path", base.log.path, "the benchmark keeps the log itself")
 
 
-def _check_policy(policy: str) -> None:
-    entry, argument = CONTROLLERS.find(policy)
-    entry.factory(argument)
+def _check_names(settings: BenchSettings, base: Config) -> None:
+    """Look every policy and drafter up; an error names the option that brought it."""
+    for policy in settings.policies or (None,):
+        with about(*_origin(settings, "policy", "--policies", policy)):
+            entry, argument = CONTROLLERS.find(policy or base.policy)
+            entry.factory(argument)
+    for drafter in settings.drafters or (None,):
+        with about(*_origin(settings, "drafter", "--drafters", drafter)):
+            find_drafters(base.model_copy(update={"drafter": drafter or base.drafter}))
+
+
+def _origin(
+    settings: BenchSettings, key: str, flag: str = "", value: str | None = None
+) -> tuple[str, str | None]:
+    return origin(key, flag, value, settings.config, settings.overrides)
 
 
 def _peer(name: str) -> Contestant:

@@ -26,6 +26,7 @@ from adaptive_spec.bench.settings import BenchSettings
 from adaptive_spec.bench.turns import Turns
 from adaptive_spec.budget_log import NullLog
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.options import about
 from adaptive_spec.target import refuse
 from adaptive_spec.user_cache import Progress, silent
 
@@ -41,8 +42,10 @@ def run_bench(settings: BenchSettings, progress: Progress = silent) -> BenchResu
             earlier bundle is touched; DecodingError: a request failed.
     """
     names = contestants(settings)
-    suite = prompts.suite(settings.suite, settings.limit, raw=settings.raw, progress=progress)
-    models.resolve(settings.model, progress=progress)
+    with about("--suite", settings.suite):
+        suite = prompts.suite(settings.suite, settings.limit, raw=settings.raw, progress=progress)
+    with about("--model", settings.model):
+        models.resolve(settings.model, progress=progress)
     with _threads(settings.threads) as threads:
         loaded = [_load(settings, settings.dtypes[0], suite, progress)]
         names = settled(names, loaded[0][0])

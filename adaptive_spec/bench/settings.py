@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adaptive_spec.arguments import check_whole
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.models import DTYPES
 
@@ -58,7 +59,8 @@ class Disturbance:
                 "expected threads=K@S: K torch threads from decoding step S on, both 1 or more"
             )
             raise ArgumentError("--disturb", text, allowed)
-        _whole("--disturb threads", int(count), 1, most_threads())
+        if int(count) > (most := most_threads()):
+            raise ArgumentError("--disturb", text, f"expected threads=K@S with K from 1 to {most}")
         return Disturbance(int(count), int(step))
 
 
@@ -98,13 +100,13 @@ class BenchSettings:
 
     def __post_init__(self) -> None:
         if self.limit is not None:
-            _whole("--limit", self.limit, 1)
-        _whole("--max-new-tokens", self.max_new_tokens, 1)
-        _whole("--seed", self.seed, 0, 2**62)
-        _whole("--repeats", self.repeats, 1)
-        _whole("--batch", self.batch, 1)
+            check_whole("--limit", self.limit, 1)
+        check_whole("--max-new-tokens", self.max_new_tokens, 1)
+        check_whole("--seed", self.seed, 0, 2**62)
+        check_whole("--repeats", self.repeats, 1)
+        check_whole("--batch", self.batch, 1)
         if self.threads is not None:
-            _whole("--threads", self.threads, 1, most_threads())
+            check_whole("--threads", self.threads, 1, most_threads())
         if not 0 <= self.temperature < math.inf:
             raise ArgumentError("--temperature", self.temperature, "a number, 0 or more")
         if not 0 < self.top_p <= 1:
@@ -153,9 +155,3 @@ def unknown(option: str, value: str, known: Sequence[str]) -> ArgumentError:
 
 def _is_count(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text) >= 1
-
-
-def _whole(option: str, value: int, low: int, high: int | None = None) -> None:
-    if value < low or (high is not None and value > high):
-        bound = f"{low} or more" if high is None else f"{low} to {high}"
-        raise ArgumentError(option, value, f"a whole number, {bound}")

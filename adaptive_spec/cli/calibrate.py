@@ -15,6 +15,7 @@ from rich.table import Table
 from adaptive_spec.cli.generate import check_machine
 from adaptive_spec.cli.output import print_json, progress, results
 from adaptive_spec.errors import ArgumentError, DecodingError
+from adaptive_spec.options import about
 
 if TYPE_CHECKING:
     from adaptive_spec.profilers.calibration import Calibration, Point
@@ -38,7 +39,8 @@ def calibrate(
     with progress(quiet=True) as show:
         from adaptive_spec import models
 
-        models.resolve(model, progress=show)
+        with about("--model", model):
+            models.resolve(model, progress=show)
         show("starting torch", None)
         import torch
 

@@ -17,9 +17,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from adaptive_spec.arguments import check_whole
 from adaptive_spec.cli.demo_view import GREEN, view_for
 from adaptive_spec.cli.output import progress, results
-from adaptive_spec.errors import AdaptiveSpecError, ArgumentError
+from adaptive_spec.errors import AdaptiveSpecError
+from adaptive_spec.options import about
 from adaptive_spec.user_cache import cache_home
 
 if TYPE_CHECKING:
@@ -71,8 +73,7 @@ def demo(
     ] = None,
 ) -> None:
     """Watch the tree at work, then compare plain and speculative decoding on this machine."""
-    if max_new_tokens < 1:
-        raise ArgumentError("max_new_tokens", max_new_tokens, "expected a whole number, 1 or more")
+    check_size(max_new_tokens)
     if log is None:
         log = cache_home() / "demo.jsonl"
         log.unlink(missing_ok=True)  # ours to replace: it holds the newest demo only
@@ -94,19 +95,26 @@ def demo(
         raise typer.Exit(1)
 
 
+def check_size(max_new_tokens: float) -> None:
+    """Raise ArgumentError unless a text can have this many tokens."""
+    check_whole("max_new_tokens", max_new_tokens, 1)
+
+
 def run(name: str, size: int, log_path: Path) -> list[Result]:
     """Race every prompt in every number format; the log is opened before anything is loaded."""
     found: list[Result] = []
     with progress() as show:
         from adaptive_spec import models
 
-        models.resolve(name, progress=show)
+        with about("--model", name):
+            models.resolve(name, progress=show)
         show("starting torch", None)
         from adaptive_spec.budget_log import LogSettings
         from adaptive_spec.cli.demo_race import Case, WatchedLog, races
 
     cases = (Case("coding", CODING), Case("chat", CHAT))
-    log = WatchedLog(LogSettings(path=str(log_path)))
+    with about("--log", str(log_path)):
+        log = WatchedLog(LogSettings(path=str(log_path)))
     try:
         for label, dtype in DTYPES.items():
             with progress() as show:

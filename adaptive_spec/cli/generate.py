@@ -17,6 +17,7 @@ import typer
 from adaptive_spec.arguments import check_values
 from adaptive_spec.cli.output import TextStream, print_json, progress, remark
 from adaptive_spec.errors import ArgumentError, DecodingError
+from adaptive_spec.options import about, layered, origin
 
 if TYPE_CHECKING:
     from adaptive_spec.config import Config
@@ -67,8 +68,10 @@ def generate(
         from adaptive_spec import models
         from adaptive_spec.build import build_log
 
-        log_file = build_log(settings)
-        models.resolve(model, progress=show)
+        with about(*origin("log.path", "--log", log, config, set_ or [])):
+            log_file = build_log(settings)
+        with about("--model", model):
+            models.resolve(model, progress=show)
         show("starting torch", None)
         import torch
 
@@ -104,14 +107,17 @@ def resolve_config(source: str | None, overrides: list[str], **flags: str | None
     from adaptive_spec.config import load_config
     from adaptive_spec.controllers.registry import CONTROLLERS
 
-    values = load_config(source, overrides).model_dump()
-    values.update({name: flags[name] for name in ("policy", "drafter") if flags.get(name)})
+    values = layered(source, overrides).model_dump()
+    names = {name: flags.get(name) for name in ("policy", "drafter")}
+    values.update({name: given for name, given in names.items() if given is not None})
     if flags.get("log") is not None:
         values["log"]["path"] = flags["log"]
     settings = load_config(values)
-    entry, argument = CONTROLLERS.find(settings.policy)
-    entry.factory(argument)
-    find_drafters(settings)
+    with about(*origin("policy", "--policy", names["policy"], source, overrides)):
+        entry, argument = CONTROLLERS.find(settings.policy)
+        entry.factory(argument)
+    with about(*origin("drafter", "--drafter", names["drafter"], source, overrides)):
+        find_drafters(settings)
     return settings
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from adaptive_spec.arguments import check_whole
 from adaptive_spec.cli.generate import check_machine
 from adaptive_spec.cli.output import print_json, progress, remark, results
 
@@ -71,6 +72,7 @@ def report(
 ) -> None:
     """Tokens per step by budget, acceptance by depth and rank, and how true the branches are."""
     check_machine(dtype, threads)
+    check_sizes(limit, max_new_tokens)
     with progress(quiet=True) as show:
         show("starting torch", None)
         import torch
@@ -94,6 +96,12 @@ def report(
     else:
         _show(found)
     _draw(png, reporting.picture(name, found))
+
+
+def check_sizes(limit: float = 1, max_new_tokens: float = 1) -> None:
+    """Raise ArgumentError for a number of prompts or tokens that cannot be."""
+    check_whole("limit", limit, 1)
+    check_whole("max_new_tokens", max_new_tokens, 1)
 
 
 def _draw(path: Path, picture: bytes) -> None:

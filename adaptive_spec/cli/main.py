@@ -19,13 +19,13 @@ import typer
 
 from adaptive_spec import __version__
 from adaptive_spec.arguments import check_values
-from adaptive_spec.bench.settings import most_threads
+from adaptive_spec.bench.settings import BenchSettings
 from adaptive_spec.cli.bench import bench
 from adaptive_spec.cli.calibrate import calibrate
 from adaptive_spec.cli.catalogue import models, policies
-from adaptive_spec.cli.demo import demo
-from adaptive_spec.cli.generate import ANY_VOCAB, generate
-from adaptive_spec.cli.heads import heads
+from adaptive_spec.cli.demo import check_size, demo
+from adaptive_spec.cli.generate import ANY_VOCAB, check_machine, generate
+from adaptive_spec.cli.heads import check_sizes, heads
 from adaptive_spec.cli.inspect import inspect
 from adaptive_spec.cli.train import train
 from adaptive_spec.errors import (
@@ -37,6 +37,7 @@ from adaptive_spec.errors import (
     SamplingError,
     TrainingError,
 )
+from adaptive_spec.models import DTYPES
 
 FAILURES = (CatalogueError, DecodingError, CacheError, SamplingError, TrainingError)
 """Errors that are no mistake in the command: exit code 1."""
@@ -90,7 +91,9 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except AdaptiveSpecError as error:
-        return _say(_message(error, arguments), 1 if isinstance(error, FAILURES) else 2)
+        if isinstance(error, FAILURES):
+            return _say(str(error), 1)
+        return _say(_message(error, arguments), 2)
     except Exception as error:
         if not hasattr(error, "format_message"):  # the parser's own errors have it
             raise
@@ -116,7 +119,10 @@ def _message(error: AdaptiveSpecError, arguments: Sequence[str]) -> str:
         name = flag.partition(" ")[0]
         if any(argument.partition("=")[0] == name for argument in arguments):
             return f"{flag} {error.value}: {error.allowed}"
-    return str(error)
+    if error.option is None:
+        return str(error)
+    flag, value = error.option
+    return f"{flag} {value}: {error.allowed if isinstance(error, ArgumentError) else error}"
 
 
 def _usage(error: Any, arguments: Sequence[str]) -> str:
@@ -126,7 +132,7 @@ def _usage(error: Any, arguments: Sequence[str]) -> str:
     for flag in getattr(parameter, "opts", []):
         value = _typed(flag, arguments)
         if value is not None:
-            allowed = _range(str(parameter.name)) or message.partition(": ")[2]
+            allowed = _range(arguments[0], str(parameter.name)) or message.partition(": ")[2]
             return f"{flag} {value}: {allowed}"
     return message
 
@@ -140,12 +146,19 @@ def _typed(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _range(name: str) -> str | None:
+def _range(command: str, name: str) -> str | None:
     """The range of an option whose value was no number at all."""
-    if name == "threads":
-        return f"expected a whole number, 1 to {most_threads()}"
+    values: dict[str, Any] = {name: math.nan}  # in no range, so the error tells the range
     try:
-        check_values({name: math.nan}, ANY_VOCAB)  # in no range, so the error tells the range
+        if command == "bench":
+            BenchSettings("", **values)
+        elif command == "demo":
+            check_size(**values)
+        else:
+            check_machine(DTYPES[0], values.get("threads"))
+            if command == "heads":
+                check_sizes(**{k: v for k, v in values.items() if k != "threads"})
+            check_values(values, ANY_VOCAB)
     except ArgumentError as error:
         return error.allowed
     return None

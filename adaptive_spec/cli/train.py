@@ -9,6 +9,7 @@ import typer
 
 from adaptive_spec.cli.generate import check_machine
 from adaptive_spec.cli.output import print_json, progress, remark, results
+from adaptive_spec.options import about
 
 
 def train(
@@ -27,7 +28,8 @@ def train(
     check_machine("bfloat16", threads)
     from adaptive_spec.training.settings import load_training_config
 
-    settings = load_training_config(config)
+    with about("--config", None if config is None else str(config)):
+        settings = load_training_config(config)
     with progress() as show:
         show("starting torch", None)
         import torch

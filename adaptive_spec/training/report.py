@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from adaptive_spec import models, prompts
+from adaptive_spec.arguments import check_whole
 from adaptive_spec.drafters.causal_parallel import for_target
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.heads.corrector import Corrector
@@ -16,6 +17,7 @@ from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.public import load_any
 from adaptive_spec.heads.shelf import find
 from adaptive_spec.hf import AdaptiveDecoder
+from adaptive_spec.options import about
 from adaptive_spec.pictures import Chart, charts
 from adaptive_spec.target import describe
 from adaptive_spec.training.witness import WatchedDrafter, Witness
@@ -50,11 +52,12 @@ def report(
         HeadError: the head cannot be read, or belongs to another target.
         ArgumentError, UnknownNameError: the prompts cannot be read.
     """
-    for option, value in (("limit", limit), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ArgumentError(option, value, "at least 1")
-    texts = prompts.suite(suite, limit, progress=tell)
-    loaded, tokenizer = models.load(model, dtype, progress=tell)
+    check_whole("limit", limit, 1)
+    check_whole("max_new_tokens", max_new_tokens, 1)
+    with about("--prompts", suite):
+        texts = prompts.suite(suite, limit, progress=tell)
+    with about("--model", model):
+        loaded, tokenizer = models.load(model, dtype, progress=tell)
     ids = [prompts.encode(tokenizer, one.text)[0].tolist() for one in texts]
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     drafter = for_target(load_any(find(name)), loaded, coupled=False)

@@ -12,6 +12,7 @@ from adaptive_spec.errors import ArgumentError
 from adaptive_spec.heads.config import CORRECTORS, target_facts
 from adaptive_spec.heads.shelf import find
 from adaptive_spec.heads.store import digest, load_head
+from adaptive_spec.options import about
 from adaptive_spec.target import decoder_layers, describe, refuse
 from adaptive_spec.training.beginning import fresh_head
 from adaptive_spec.training.measuring import Measured
@@ -49,7 +50,8 @@ def train(
     folder = Path(out)
     if config.head.corrector not in CORRECTORS:
         raise ArgumentError("corrector", config.head.corrector, f"one of {', '.join(CORRECTORS)}")
-    loaded, tokenizer = models.load(model, "bfloat16", progress=tell)
+    with about("--model", model):
+        loaded, tokenizer = models.load(model, "bfloat16", progress=tell)
     refuse(loaded)
     facts = describe(loaded)
     shape = config.head
@@ -69,7 +71,8 @@ def train(
     run = Run(folder, config, head, target, writer, tell, model)
     run.resume()
     if run.step == 0 and begin is not None:
-        given = load_head(find(begin))
+        with about("--begin", begin):
+            given = load_head(find(begin))
         if given.head.config != head.config or given.target["digest"] != target["digest"]:
             allowed = "a head for this target, of the shape that the settings ask for"
             raise ArgumentError("begin", begin, allowed)
