@@ -141,11 +141,15 @@ def test_a_handful_of_steps_does_not_overturn_it_but_a_page_does() -> None:
 # -- censoring ------------------------------------------------------------------------------------
 
 
-def geometric(a: float, cap: int) -> Floats:
-    """[8] estimates per depth after 4000 visits of chains of ``cap`` nodes; a is the true odds."""
-    model, rng, tree = OnlineAcceptance(["a"]), np.random.default_rng(cap), chain(0.7, cap)
-    place = np.arange(cap)
-    for run in np.minimum(rng.geometric(1 - a, round(4000 * (1 - a))) - 1, cap):
+VISITS = 4000
+"""Of a chain that nothing cuts short."""
+
+
+def geometric(a: float, cap: int, seed: int = 0) -> Floats:
+    """[8] estimates per depth after visits of chains of ``cap`` nodes; a is the true odds."""
+    model, tree, place = OnlineAcceptance(["a"]), chain(0.7, cap), np.arange(cap)
+    rng = np.random.default_rng([cap, seed])
+    for run in np.minimum(rng.geometric(1 - a, round(VISITS * (1 - a))) - 1, cap):
         chosen = np.where(place < run, 1.0, np.where(place == run, 0.0, np.nan))
         model.observe(tree, Labels(chosen, place <= run, np.ones(cap)), 0.0)
     return model.calibrate(chain(0.7, 8), 0.0)
@@ -154,12 +158,16 @@ def geometric(a: float, cap: int) -> Floats:
 @pytest.mark.fault("K3")
 @pytest.mark.parametrize("a", [0.3, 0.6, 0.9])
 def test_acceptance_beyond_what_was_drafted_is_not_taken_for_refused(a: float) -> None:
-    """Known geometric law, caps 2 to 8."""
+    """Known geometric law, caps 2 to 8: the mean of four runs, as one that forgets scatters by
+    0.03 by itself. Depths of 100 visits a run are held to 0.03, rarer and unseen ones to 0.05."""
     for cap in range(2, 9):
-        p = geometric(a, cap)
-        visits = a ** np.arange(cap)
-        assert abs(visits @ p[:cap] / visits.sum() - a) < 0.03, cap
-        assert np.abs(np.cumprod(p) - a ** np.arange(1, 9)).max() < 0.12, cap
+        runs = [geometric(a, cap, seed) for seed in range(4)]
+        miss = np.abs(np.mean(runs, axis=0) - a)
+        visits = VISITS * (1 - a) * a ** np.arange(8) * (np.arange(8) < cap)
+        assert miss[visits >= 100].max() < 0.03, cap
+        assert miss.max() < 0.05, cap
+        for p in runs:
+            assert abs(visits @ p / visits.sum() - a) < 0.04, cap
 
 
 @pytest.mark.fault("K3")

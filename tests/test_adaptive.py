@@ -186,16 +186,16 @@ DEAR = [0.03, 0.1, 0.3, 0.5]
 
 
 def late_returns(price: float, slope: float, policy: str) -> int:
-    """Runs of ten that do not draft again for good 100 steps after a bad phase of 200 to 300."""
+    """Runs of twenty that do not draft again for good 100 steps after a bad phase of 200 to 333."""
     machine, late = Machine(draft=price / plain_rate(STANDARD), slope=slope), 0
-    for seed in range(10):
-        bad = 200 + 11 * seed
+    for seed in range(20):
+        bad = 200 + 7 * seed
         text = Text(
             lambda step, rng, bad=bad: 0.0 if step < bad else 0.8,
             lambda real: 0.5 if real == 0 else real,
         )
         controller = POLICIES[policy]()
-        trace = simulate(controller, latency(), lambda s: machine, text, bad + 110, seed)
+        trace = simulate(controller, latency(), lambda s: machine, text, bad + 110, 3000 + seed)
         assert not any(drafting(trace)[bad - 50 : bad])  # the phase was bad
         late += not all(drafting(trace)[bad + 100 :])
     return late
@@ -206,14 +206,15 @@ def late_returns(price: float, slope: float, policy: str) -> int:
 @pytest.mark.parametrize("slope", [0.0015, 0.01])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_dear_drafters_come_back_as_well(price: float, slope: float, policy: str) -> None:
-    """One of ten may be late: a probe of good times fails with odds of 1 in 5."""
-    assert late_returns(price, slope, policy) <= 1
+    """Four of twenty may be late: a probe of good times fails with odds of 1 in 5, and returning
+    takes two that do not. Over many runs 7 to 10 % are."""
+    assert late_returns(price, slope, policy) <= 4
 
 
 @pytest.mark.fault("K6")
 def test_probes_that_are_too_rare_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "RAREST_PROBE", 160)
-    assert late_returns(0.5, 0.0015, "marginal") > 3
+    assert late_returns(0.5, 0.0015, "marginal") > 4
 
 
 @pytest.mark.fault("K6", "K7")
@@ -246,20 +247,23 @@ def test_a_uniform_slowdown_does_not_change_the_tree(policy: str, factor: float)
     assert other.size != calm.size  # the control: a slope that changes alone does
 
 
-def settled(traces: Sequence[Trace]) -> float:
-    """Tokens per second of steps 51 to 150 after a change at step 300."""
-    tokens = sum(sum(trace.tokens[350:450]) for trace in traces)
-    return tokens / sum(sum(trace.seconds[350:450]) for trace in traces)
+def settled(make: Callable[[], Controller], before: Machine, after: Machine, text: Text) -> float:
+    """Tokens per second of steps 51 to 150 after a change; eight texts, the same for all."""
+    tokens, seconds = 0.0, 0.0
+    for seed in range(8):
+        trace = simulate(make(), latency(), lambda s: before if s < 300 else after, text, 450, seed)
+        tokens, seconds = tokens + sum(trace.tokens[350:]), seconds + sum(trace.seconds[350:])
+    return tokens / seconds
 
 
-def best_size(machine: Machine, text: Text) -> int:
+def best_static(machine: Machine, text: Text, sizes: Sequence[int] = SIZES) -> FixedBudget:
     """The best budget that never changes, by a long measurement of other draws."""
 
     def rate(size: int) -> float:
         fixed = FixedBudget(str(size))
         return simulate(fixed, NullLatency(), lambda s: machine, text, 3000, 777).rate()
 
-    return max(SIZES, key=rate)
+    return FixedBudget(str(max(sizes, key=rate)))
 
 
 JUMPS = [
@@ -278,27 +282,33 @@ JUMPS = [
 def test_after_a_jump_of_one_cost_the_new_optimum_is_found_within_50_steps(
     jump: dict[str, float], noise: float
 ) -> None:
-    """Eight texts of varying difficulty, each the same for all policies."""
+    """Where difficulty varies."""
     before, after = Machine(noise=noise), Machine(noise=noise).scaled(**jump)
-
-    def rate(make: Callable[[], Controller]) -> float:
-        return settled(
-            [
-                simulate(
-                    make(), latency(), lambda s: before if s < 300 else after, mixed(), 450, seed
-                )
-                for seed in range(8)
-            ]
-        )
-
-    old, new = best_size(before, mixed()), best_size(after, mixed())
-    best = rate(lambda: FixedBudget(str(new)))
+    old, new = best_static(before, mixed()), best_static(after, mixed())
+    best = settled(lambda: new, before, after, mixed())
     for policy in POLICIES.values():
-        assert rate(policy) > 0.98 * best
-    if old != new:  # the control: one who goes on as before is noticed
-        assert rate(lambda: FixedBudget(str(old))) < 0.98 * best
+        assert settled(policy, before, after, mixed()) > 0.98 * best
+    if old.nodes != new.nodes:  # the control: one who goes on as before is noticed
+        assert settled(lambda: old, before, after, mixed()) < 0.98 * best
     else:
         assert set(jump) <= {"draft", "host"}  # what no size can avoid
+
+
+@pytest.mark.parametrize("jump", JUMPS, ids=str)
+def test_on_a_text_that_never_varies_the_new_optimum_is_found_more_slowly(
+    jump: dict[str, float],
+) -> None:
+    """Short of row K10: hardly any other size is executed, so slope and base are told apart late.
+    There 0.92 of the best is reached where the slope jumps, and 0.95 or more elsewhere."""
+    before, after, text = Machine(noise=0.05), Machine(noise=0.05).scaled(**jump), steady(0.7)
+    sizes = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
+    new = best_static(after, text, sizes)
+    best = settled(lambda: new, before, after, text)
+    for policy in POLICIES.values():
+        assert settled(policy, before, after, text) > 0.9 * best
+    if jump == {"slope": 6.0}:
+        old = best_static(before, text, sizes)
+        assert settled(lambda: old, before, after, text) < 0.9 * best
 
 
 # -- the pieces ------------------------------------------------------------------------------------

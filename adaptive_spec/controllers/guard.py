@@ -29,13 +29,13 @@ PAUSE, LONGEST_PAUSE = 100, 1600
 """Steps before a weak surplus may bring drafting back; doubles when a return does not last."""
 WEAK, CLEAR = 0.02, 0.25
 """Expected surplus in tokens per step that brings drafting back: after the pause, and before."""
-PROBE_SHARE, RAREST_PROBE = 0.005, 48
+PROBE_SHARE, RAREST_PROBE = 0.005, 50
 """Share of the time that probes may take, and the most steps between two of them: were they
 rarer, good times would be missed, as one of the two that fall into 100 steps may fail by chance."""
-SOON, DEAREST = 16, 0.0125
+SOON, DEAREST = 16, 0.012
 """Steps that another text has to wait for its first probe, at most; share of the time at which a
 probe is too dear for that bound, and for the rarest: from 0.6 of a plain step on, drafting and
-nodes together, two probes in 100 steps and a loss of 2 % at most do not go together."""
+nodes together, two probes in 100 steps leave too little of a loss of 2 % for finding out."""
 HIGHEST_BAR = 4.0
 """Surplus that no draft promises: looking has ended."""
 LOOK_COST = 0.01
