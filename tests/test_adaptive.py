@@ -6,12 +6,14 @@ Runs are seeded, so nothing here is left to chance; margins are several times th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from adaptive_spec.controllers import guard as guards
 from adaptive_spec.controllers.base import Controller
+from adaptive_spec.controllers.course import Course, balance
 from adaptive_spec.controllers.fixed import FixedBudget
 from adaptive_spec.controllers.guard import HASTE, PATIENCE, PROBE_SHARE, Balance, Guard
 from adaptive_spec.controllers.marginal import MarginalGain
@@ -23,8 +25,10 @@ from adaptive_spec.profilers.base import NullLatency
 from adaptive_spec.profilers.hardware import peaks
 from adaptive_spec.profilers.latency import LiveLatency
 from adaptive_spec.profilers.roofline import Roofline
+from adaptive_spec.testing.contracts import LinearLatency
 from adaptive_spec.testing.simulator import SMALL, Machine, Text, Trace, best_fixed, simulate
 from adaptive_spec.types import (
+    Decision,
     Features,
     Offer,
     Outcome,
@@ -490,3 +494,74 @@ def test_bad_horizons_are_refused(text: str) -> None:
         MarginalGain(text)
     with pytest.raises(ArgumentError, match="no argument"):
         BestRatio("2")
+
+
+# -- feedback that is none (row K5) ----------------------------------------------------------------
+
+
+def sizes(
+    policy: Controller, told: Callable[[int, StepSeconds], Sequence[StepSeconds]], steps: int = 300
+) -> list[int]:
+    """Executed sizes of a text, where a step is told once for each of ``told(step, truth)``."""
+    draw, found = np.random.default_rng(4), []
+    clock = LinearLatency()
+    for step in range(steps):
+        features = Features("a", step, 10 + step, step, 9999, 0.0, 1, 100 + step)
+        (plan,) = policy.plan([features], clock)
+        survival = np.sort(draw.random(16) * 0.8)[::-1]
+        right = draw.random(16) < survival
+        offer = Offer(features, survival if plan.nodes else survival[:0], min(plan.nodes, 16))
+        (decision,) = policy.cut([offer], clock)
+        found.append(decision.size)
+        accepted = int(right[: decision.size].sum())
+        truth = StepSeconds(
+            draft=0.001,
+            verify=0.05 + 0.002 * decision.size,
+            draft_model=0.0008,
+            drafts=(("suffix", 0.0002), ("head", 0.0008)),
+        )
+        for seconds in told(step, truth):
+            outcome = Outcome(features, decision, 16, accepted, 1 + accepted, seconds, False)
+            policy.observe([outcome])
+    return found
+
+
+@pytest.mark.fault("K5")
+@pytest.mark.parametrize("part", ["draft", "verify", "host", "draft_model", "drafts"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_seconds_that_are_no_durations_are_ignored(policy: str, part: str) -> None:
+    def told(step: int, truth: StepSeconds) -> list[StepSeconds]:
+        odd = (float("nan"), float("inf"), -1.0)[step % 3]
+        wrong = replace(truth, **{part: (("head", odd),) if part == "drafts" else odd})
+        return [wrong, truth] if step % 4 == 1 else [truth]
+
+    clean, noisy = POLICIES[policy](), POLICIES[policy]()
+    assert sizes(noisy, told) == sizes(clean, lambda step, truth: [truth])
+    assert (clean.ignored, noisy.ignored) == (0, 75)
+
+
+@pytest.mark.fault("K5")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_absurd_duration_silences_nobody(policy: str) -> None:
+    def told(step: int, truth: StepSeconds) -> list[StepSeconds]:
+        if step not in (100, 101):
+            return [truth]
+        return [StepSeconds(1e9, 1e9, 1e9, 1e9, 1e9, 1e9, (("suffix", 1.0), ("head", 1e9)))]
+
+    usual = sizes(POLICIES[policy](), lambda step, truth: [truth])
+    found = sizes(POLICIES[policy](), told)
+    assert sum(found[102:202]) > 0.8 * sum(usual[102:202]) > 0
+
+
+def test_a_probe_is_not_believed_to_be_dear_before_the_next_one_says_so() -> None:
+    course = Course(GoingRate(48.0), plain_seconds=0.05, draft_seconds=0.001)
+    course.guard.on = False
+    decision = Decision(size=0, reason="", predicted=(0.05, 0.06))
+    slow = Outcome(
+        Features("a", 3, 9, 3, 9, 0.0, 1, 16), decision, 1, 0, 1, StepSeconds(draft=1.0), False
+    )
+    first, second = balance(slow, course), balance(slow, course)
+    assert first is not None
+    assert second is not None
+    assert first.draft == pytest.approx(4 * 0.001 / 0.05)
+    assert second.draft == pytest.approx(1.0 / 0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,7 @@ import pytest
 
 from adaptive_spec.controllers.fixed import FixedBudget
 from adaptive_spec.controllers.marginal import MarginalGain
-from adaptive_spec.controllers.plain import NoSpeculation
-from adaptive_spec.controllers.ratio import BestRatio
+from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.drafters.suffix import SuffixDrafter
 from adaptive_spec.testing.contracts import check_controller, check_drafter
@@ -20,16 +20,18 @@ from adaptive_spec.testing.controllers import LIES, LyingController, RandomBudge
 from adaptive_spec.testing.drafters import RogueDrafter
 from adaptive_spec.types import Decision, Outcome, Plan
 
+SHIPPED = {
+    entry.name: partial(entry.factory, None)
+    for entry in CONTROLLERS.entries()
+    if entry.factory.__module__.startswith("adaptive_spec.")
+}
 POLICIES: dict[str, Callable[[], Any]] = {
-    "plain": NoSpeculation,
-    "fixed": FixedBudget,
+    **SHIPPED,
     "fixed:0": lambda: FixedBudget("0"),
     "fixed:64": lambda: FixedBudget("64"),
     "random": RandomBudget,
-    "marginal": MarginalGain,
     "marginal:1": lambda: MarginalGain("1"),
     "marginal:inf": lambda: MarginalGain("inf"),
-    "ratio": BestRatio,
 }
 
 

@@ -137,6 +137,40 @@ def test_names_are_unique_and_steps_run_on(tiny: Any, make: Any, tmp_path: Path)
     assert [record["new_tokens"] for record in log.requests] == [5, 4]
 
 
+@pytest.mark.parametrize("policy", ["marginal", "ratio"])
+def test_every_request_of_a_shared_forward_has_a_record_of_its_own(
+    policy: str, tiny: Any, make: Any, tmp_path: Path
+) -> None:
+    """Sizes, reasons and going rates are each request's; the sizes add up to the forward's rows."""
+    path, rows = tmp_path / "log.jsonl", dict[int, int]()
+    decoder = make(tiny("llama"), policy, log={"path": str(path)})
+    run, group = decoder.target.run, 0
+
+    def counted(inputs: Any) -> Any:
+        found = run(inputs)
+        rows[group] = len(found.logits)
+        return found
+
+    texts = [PROMPT * 3, [9, 8, 9, 8, 9, 8, 9], [30, 31, 32, 33]]
+    sessions = [decoder.start(text, max_new_tokens=30) for text in texts]
+    decoder.target.run = counted
+    while live := [session for session in sessions if not session.finished]:
+        decoder.step(live)
+        group += 1
+    decoder.close()
+    steps = load_log(path).steps
+    groups: dict[int, list[Any]] = {}
+    for step in steps:
+        groups.setdefault(step["step_group"], []).append(step)
+    assert len(groups) == len(rows)
+    for (_, packed), count in zip(sorted(groups.items()), rows.values(), strict=True):
+        assert len({step["request"] for step in packed}) == len(packed)
+        assert sum(step["size"] for step in packed) + len(packed) == count
+    several = [packed for packed in groups.values() if len(packed) == 3]
+    assert any(len({step["size"] for step in packed}) > 1 for packed in several)
+    assert any(len({step["theta"] for step in packed}) > 1 for packed in several)
+
+
 def test_a_prefill_that_fails_in_a_further_turn_says_so(
     tiny: Any, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,6 +246,28 @@ def test_keys_of_further_layers_take_their_own_norms() -> None:
     for mine, theirs in zip(head.layers, layers, strict=True):
         wanted = theirs.self_attn.k_proj(theirs.input_layernorm(states))
         assert torch.allclose(mine.self_attn.k_proj(normed), wanted, atol=1e-5)
+        slots = mine.self_attn.k_proj(mine.input_layernorm(states))  # a slot's own keys too
+        assert torch.allclose(slots, wanted, atol=1e-5)
+        asked = theirs.self_attn.q_proj(theirs.input_layernorm(states))
+        assert torch.allclose(mine.self_attn.q_proj(mine.input_layernorm(states)), asked, atol=1e-5)
+
+
+def test_the_tap_nearest_to_the_copied_layers_begins_the_context() -> None:
+    model = tiny_model("llama")
+    last = len(list(decoder_layers(model))) - 1
+    head = fresh_head(model, ShapeSection(layers=1, draft_vocab=None), (last - 1, last))
+    size = head.config.hidden
+    near, far = head.fc.weight[:, :size], head.fc.weight[:, size:]
+    assert float(near.detach().diagonal().mean()) > 0.9
+    assert float(far.detach().diagonal().abs().mean()) < 0.1
+
+
+def test_a_target_whose_sizes_say_nothing_gets_a_head_all_the_same() -> None:
+    model = tiny_model("llama")
+    model.get_input_embeddings().weight.data.zero_()
+    head = fresh_head(model, ShapeSection(layers=1, draft_vocab=None), (0,))
+    assert head.config.embed_scale == 1.0
+    assert all(bool(torch.isfinite(weight).all()) for weight in head.parameters())
 
 
 @pytest.mark.parametrize("warm", [True, False])

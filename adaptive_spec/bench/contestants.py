@@ -79,7 +79,7 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
     _check_keys(settings, base)
     _check_names(settings, base)
     for policy, drafter, varied in product(policies, drafters, product(*factors)):
-        config = load_config(settings.config, [*settings.overrides, *varied])
+        config = load_config(base, varied)
         name = f"{policy}/{drafter}" if len(drafters) > 1 else policy
         name += f"[{','.join(varied)}]" if varied else ""
         config = _without_log(config, policy, drafter)
@@ -135,7 +135,7 @@ def _check_names(settings: BenchSettings, base: Config) -> None:
     """Look every policy and drafter up; an error names the option that brought it."""
     for policy in settings.policies or (None,):
         with about(*_origin(settings, "policy", "--policies", policy)):
-            entry, argument = CONTROLLERS.find(policy or base.policy)
+            entry, argument = CONTROLLERS.find(base.policy if policy is None else policy)
             entry.factory(argument)
     for drafter in settings.drafters or (None,):
         with about(*_origin(settings, "drafter", "--drafters", drafter)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,11 @@ class HeadConfig:
     def depth(self) -> int:
         """Levels that one forward drafts."""
         return self.block if self.ahead else self.block - 1
+
+    @property
+    def shape(self) -> HeadConfig:
+        """Without what is found out when a head is made: the scale of its embeddings."""
+        return replace(self, embed_scale=1.0)
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "taps": list(self.taps)}

@@ -64,6 +64,11 @@ class Head(nn.Module):
         rows = output if self.draft_ids is None else output[self.draft_ids]
         self._lent = [embeddings.detach(), rows.detach()]
 
+    def take(self, other: Head) -> None:
+        """Go on from the weights of a head of the same shape, and from its scale."""
+        self.load_state_dict(other.state_dict())
+        self.config = other.config
+
     @property
     def output(self) -> torch.Tensor:
         """[V, H] rows of the target's output layer that can be drafted."""

@@ -98,6 +98,7 @@ def fingerprint(facts: Architecture, threads: int) -> Fingerprint:
         "hidden": facts.hidden,
         "heads": facts.heads,
         "kv_heads": facts.kv_heads,
+        "grouped": int(facts.grouped),
         "head_dim": facts.head_dim,
         "intermediate": facts.intermediate,
         "vocab": facts.vocab,

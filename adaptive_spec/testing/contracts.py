@@ -30,11 +30,16 @@ from adaptive_spec.types import (
 )
 
 _STRANGE = (float("nan"), float("inf"), -1.0, 0.0, 1e9)
+_STRANGE_COUNTS = ((10**6, 10**6), (-1, 0), (0, -5))
+"""Accepted and emitted tokens that cannot be."""
+_BAD = range(100, 250)
+"""Steps in which nothing is accepted, so that whoever watches it stops drafting."""
 
 
-def check_controller(make: Callable[[], Controller], steps: int = 50, seed: int = 0) -> None:
+def check_controller(make: Callable[[], Controller], steps: int = 400, seed: int = 0) -> None:
     """Answers are executable, one per request, and strange feedback changes none of that.
 
+    Feedback may be no number, absurd, late, double or missing, and about requests that are gone.
     Checked with nothing known about time, and with every step's seconds known.
     """
     _check_controller(make(), NullLatency(), steps, seed)
@@ -43,6 +48,7 @@ def check_controller(make: Callable[[], Controller], steps: int = 50, seed: int 
 
 def _check_controller(policy: Controller, latency: Latency, steps: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
+    late: Sequence[Outcome] = []
     for step in range(steps):
         features = [_features(f"r{i}", step, 1 + step % 3) for i in range(1 + step % 3)]
         plans = list(policy.plan(features, latency))
@@ -72,7 +78,13 @@ def _check_controller(policy: Controller, latency: Latency, steps: int, seed: in
             numbers = [decision.theta, decision.expected_tokens, decision.expected_seconds]
             known = [number for number in [*numbers, *(decision.predicted or ())] if number]
             assert np.isfinite(known).all(), "what is expected is finite, or None"
-        policy.observe(_outcomes(offers, decisions, step))
+        told = _outcomes(offers, decisions, step)
+        policy.observe(told)
+        if step % 50 == 49:
+            policy.finish("r1")
+        if step % 5 == 4:
+            policy.observe(late)
+        late = told
     policy.observe([])
     for request in ("r0", "r1", "r2", "never seen"):
         policy.finish(request)
@@ -128,7 +140,7 @@ def _features(name: str, step: int, packed: int) -> Features:
         step=step,
         context=10 + step,
         generated=step,
-        remaining=200 - step,
+        remaining=1000 - step,
         temperature=0.0 if step % 2 else 0.8,
         packed=packed,
         pool_slots=100 + step,
@@ -139,18 +151,27 @@ def _outcomes(offers: Sequence[Offer], decisions: Sequence[Decision], step: int)
     """Ordinary feedback, strange feedback, and (every seventh step) none at all."""
     if step % 7 == 3:
         return []
-    odd = _STRANGE[step % len(_STRANGE)] if step % 2 else 0.1
+    odd = _STRANGE[step // 2 % len(_STRANGE)] if step % 2 else 0.1
+    counts = _STRANGE_COUNTS[step % len(_STRANGE_COUNTS)] if step % 11 == 7 else None
+    seconds = StepSeconds(
+        draft=odd,
+        verify=odd,
+        host=odd,
+        draft_model=0.6 * odd,
+        drafts=(("suffix", 0.4 * odd), ("head", 0.6 * odd)),
+    )
     return [
         Outcome(
             features=replace(offer.features),
             decision=decision,
             offered=len(offer.survival),
-            accepted=min(1, decision.size),
-            emitted=1 + min(1, decision.size),
-            seconds=StepSeconds(draft=odd, verify=odd, host=odd, drafts=(("suffix", odd),)),
+            accepted=counts[0] if counts else right,
+            emitted=counts[1] if counts else 1 + right,
+            seconds=seconds,
             finished=False,
         )
         for offer, decision in zip(offers, decisions, strict=True)
+        for right in [0 if step in _BAD else min(1, decision.size)]
     ]
 
 

@@ -40,12 +40,11 @@ def fresh_head(model: Any, shape: ShapeSection, taps: tuple[int, ...]) -> Head:
     """A head for ``model``, with the weights of its last layers where it can have them."""
     layers = list(decoder_layers(model))
     own, facts = layers[-1].state_dict(), head_facts(model)
-    copied = layers[-shape.layers :] if shape.warm_start and _have_two_norms(layers) else []
+    copied = layers[-shape.layers :] if shape.warm_start and _are_alike(layers[-1]) else []
     ids = torch.randint(facts["vocab"], (1, PROBE), generator=torch.Generator().manual_seed(0))
     said = _size(model.get_input_embeddings().weight[ids[0]].float()) * facts["embed_scale"]
     wanted = SHARE * _entering(model, len(layers) - len(copied), ids) if copied else 1.0
-    # A power of two, so that another machine's rounding does not make another head of it.
-    gain = 2.0 ** math.floor(math.log2(wanted / said))
+    gain = _gain(wanted, said)
     config = HeadConfig(
         **{**facts, "embed_scale": facts["embed_scale"] * gain},
         qk_norm="self_attn.q_norm.weight" in own,
@@ -61,9 +60,10 @@ def fresh_head(model: Any, shape: ShapeSection, taps: tuple[int, ...]) -> Head:
     count = shape.draft_vocab
     torch.manual_seed(0)
     head = Head(config, None if count is None else torch.arange(count))
-    _inputs(head, gain * said)
+    _inputs(head, gain * said or 1.0)
     if copied:
         warm_start(head, copied, getattr(model.base_model, "norm", None))
+        _context(head, len(layers) - len(copied) - 1)
     return head
 
 
@@ -80,26 +80,31 @@ def warm_start(head: Head, layers: Sequence[Any], norm: Any) -> int:
     if norm is not None and own["norm.weight"].shape == norm.weight.shape:
         own["norm.weight"].copy_(norm.weight.float())
         taken += 1
-    _context(head)
     return taken
 
 
-def _context(head: Head) -> None:
+def _context(head: Head, before: int) -> None:
     """Let keys and values of the context begin as those that the copied layers made.
 
-    A layer of the target normed what it made them of; here all layers share ``hidden_norm``, which
-    takes the first one's weights, and the others' keys and values take the ratio to them.
+    A layer of the target normed what it made them of; here all layers share ``hidden_norm``. So all
+    take the first one's norm, and the maps of the others the ratio of their own to it.
+
+    Args:
+        before: layer of the target whose output entered the first copied one; the nearest tap
+            stands for it.
     """
-    size, layers = head.config.hidden, list[Any](head.layers)
+    size, layers, taps = head.config.hidden, list[Any](head.layers), head.config.taps
+    place = min(range(len(taps)), key=lambda i: abs(taps[i] - before))
     head.fc.weight.mul_(OTHER_TAPS)
-    head.fc.weight[:, -size:] += torch.eye(size)
+    head.fc.weight[:, place * size : (place + 1) * size] += torch.eye(size)
     first = layers[0].input_layernorm.weight
     head.hidden_norm.weight.copy_(first)
     for layer in layers[1:]:
         ratio = layer.input_layernorm.weight / first
         ratio = torch.nan_to_num(ratio, nan=1.0).clamp(-STEEPEST, STEEPEST)
-        layer.self_attn.k_proj.weight.mul_(ratio)
-        layer.self_attn.v_proj.weight.mul_(ratio)
+        layer.input_layernorm.weight.copy_(first)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            getattr(layer.self_attn, name).weight.mul_(ratio)
 
 
 def _inputs(head: Head, size: float) -> None:
@@ -124,8 +129,20 @@ def _size(values: torch.Tensor) -> float:
     return float(values.pow(2).mean().sqrt()) if values.numel() else 0.0
 
 
-def _have_two_norms(layers: Sequence[Any]) -> bool:
-    """The layers have norms where a head has them (Gemma's have four each)."""
-    names = layers[-1].state_dict()
-    two = {"input_layernorm.weight", "post_attention_layernorm.weight"} <= names.keys()
-    return two and "pre_feedforward_layernorm.weight" not in names
+def _gain(wanted: float, said: float) -> float:
+    """What brings embeddings to a size: a power of two, so that another machine's rounding does not
+    make another head of it; 1 for a model whose sizes say nothing."""
+    ratio = wanted / said if said > 0 else 0.0
+    return 2.0 ** math.floor(math.log2(ratio)) if 0 < ratio < math.inf else 1.0
+
+
+def _are_alike(layer: Any) -> bool:
+    """A layer of the target is built like a head's: the same maps, two norms, which do the same."""
+    names = layer.state_dict().keys()
+    maps = {f"self_attn.{name}_proj.weight" for name in "qkvo"}
+    norms = {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    if not maps | norms <= names or "pre_feedforward_layernorm.weight" in names:
+        return False
+    norm = layer.input_layernorm
+    ones = torch.ones(1, 1, len(norm.weight), dtype=norm.weight.dtype)  # their mean square is one
+    return torch.allclose(norm(ones)[0, 0].float(), norm.weight.float(), rtol=0.02, atol=0.02)

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from adaptive_spec.errors import HeadError, TrainingError
+from adaptive_spec.heads.config import HeadConfig
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.store import fill, write_tensors
 
@@ -54,8 +55,12 @@ def load(
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        for name, mine in (("target", target), ("head", head.config.as_dict())):
-            if about[name] != mine:
+        known = HeadConfig.read(about["head"])
+        for name, same in (
+            ("target", about["target"] == target),
+            ("head", known.shape == head.config.shape),
+        ):
+            if not same:
                 raise TrainingError(
                     f"{folder} holds a run for another {name}; choose another folder"
                 )
@@ -68,6 +73,7 @@ def load(
         fill(head, weights)
         if head.draft_ids is not None and ids is not None:
             head.draft_ids.copy_(ids)
+        head.config = known
         _restore(learner, tensors)
         counts: dict[str, Any] = about["counts"]
     except (OSError, ValueError, KeyError, TypeError, HeadError, SafetensorError) as error:

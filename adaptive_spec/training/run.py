@@ -45,7 +45,7 @@ def train(
     Raises:
         ArgumentError: a setting that does not fit the model.
         TrainingError: ``out`` holds another run, or cannot be written.
-        HeadError: ``begin`` is not sound, or of another shape.
+        HeadError: ``begin`` is not sound.
     """
     folder = Path(out)
     if config.head.corrector not in CORRECTORS:
@@ -73,10 +73,11 @@ def train(
     if run.step == 0 and begin is not None:
         with about("--begin", begin):
             given = load_head(find(begin))
-        if given.head.config != head.config or given.target["digest"] != target["digest"]:
+        same = given.head.config.shape == head.config.shape
+        if not same or given.target["digest"] != target["digest"]:
             allowed = "a head for this target, of the shape that the settings ask for"
             raise ArgumentError("begin", begin, allowed)
-        head.load_state_dict(given.head.state_dict())
+        head.take(given.head)
     run.write(min(config.data.first_tokens, config.data.tokens))
     if run.step == 0 and begin is None and head.draft_ids is not None:
         head.draft_ids.copy_(_vocabulary(run, shape, tokenizer))

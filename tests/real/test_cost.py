@@ -35,8 +35,9 @@ class Wrong(ScriptedDrafter):
 
 @pytest.mark.fault("K7")
 def test_drafts_that_are_never_accepted_cost_next_to_nothing() -> None:
-    """Blocks of steps take turns, so that noise of the machine hits both; the bound leaves room for
-    what noise is left, and `docs/decisions.md` has a longer run against the row's own 1.02."""
+    """Blocks of steps take turns, and the middle of their ratios counts, so that noise hits both
+    alike. The bound leaves room for what is left; `docs/decisions.md` has a longer run against the
+    row's own 1.02."""
     model, tokenizer = models.load("smollm2-135m", "bfloat16")
     ids = tokenizer(PROMPT)["input_ids"]
     unused = tokenizer.convert_tokens_to_ids("<reponame>")
@@ -46,14 +47,17 @@ def test_drafts_that_are_never_accepted_cost_next_to_nothing() -> None:
         AdaptiveDecoder(model, {"policy": "marginal"}, drafter=Wrong(unused)) as adaptive,
     ):
         sessions = [decoder.start(ids, **call) for decoder in (plain, adaptive)]
-        spent = [0.0, 0.0]
+        ratios = []
         for turn in range(STEPS // BLOCK):
+            spent = [0.0, 0.0]
             for which in (0, 1) if turn % 2 else (1, 0):
-                spent[which] += _seconds(sessions[which])
+                spent[which] = _seconds(sessions[which])
+            ratios.append(spent[1] / spent[0])
         tried = sessions[1].stats
         assert tried.num_accepted_draft_tokens == 0
         assert tried.num_draft_tokens >= 8  # it did try
-    assert spent[1] / spent[0] < 1.05
+    assert np.mean(ratios[:5]) < 2.0  # finding out
+    assert np.median(ratios) < 1.05
 
 
 def _seconds(session: Session) -> float:
