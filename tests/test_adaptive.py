@@ -565,3 +565,12 @@ def test_a_probe_is_not_believed_to_be_dear_before_the_next_one_says_so() -> Non
     assert second is not None
     assert first.draft == pytest.approx(4 * 0.001 / 0.05)
     assert second.draft == pytest.approx(1.0 / 0.05)
+
+
+@pytest.mark.fault("K5")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_outcome_counts_once(policy: str) -> None:
+    clean, double = POLICIES[policy](), POLICIES[policy]()
+    once = sizes(clean, lambda step, truth: [truth])
+    assert sizes(double, lambda step, truth: [truth, truth]) == once
+    assert (clean.ignored, double.ignored) == (0, 300)

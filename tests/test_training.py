@@ -286,7 +286,7 @@ def test_slots_begin_at_a_share_of_what_the_layers_know(kind: str, warm: bool) -
         wanted = 0.1 * float(states.detach().pow(2).mean().sqrt())
     assert 0.3 * wanted < size < 1.5 * wanted
     read = head.corrector.read(anchors, head.embed(anchors))
-    assert 0.1 < float(read.pow(2).mean().sqrt()) < 3.0
+    assert 0.1 < float(read.detach().pow(2).mean().sqrt()) < 3.0
 
 
 def test_taps_and_vocabulary() -> None:

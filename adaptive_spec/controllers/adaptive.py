@@ -50,7 +50,8 @@ class Adaptive(ABC):
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         self.ignored = 0
-        """Steps whose seconds were no durations."""
+        """Steps whose seconds were no durations, and outcomes of no step that was awaited: late, told
+        twice, of a request that is gone, or without a token."""
         self._courses: dict[str, Course] = {}
         self._probes, self._last = TimeProbes(), Course(GoingRate(horizon))
         self._crew, self._both = Crew(), False
@@ -81,6 +82,8 @@ class Adaptive(ABC):
 
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
         courses = [self._course(offer.features.request) for offer in offers]
+        for offer, course in zip(offers, courses, strict=True):
+            course.decided = offer.features.step
         packed = offers[0].features.packed
         survival, owner = _ranked([worth(*both) for both in zip(offers, courses, strict=True)])
         largest = packed * max(course.rate.largest for course in courses)
@@ -175,8 +178,11 @@ class Adaptive(ABC):
         stopped: list[Course] = []
         for outcome in outcomes:
             course = self._courses.get(outcome.features.request)
-            if course is None or outcome.emitted < 1:
+            step = outcome.features.step
+            if course is None or outcome.emitted < 1 or course.decided != step:
+                self.ignored += 1
                 continue
+            course.decided = None
             drafted = course.asked and bool(names)
             course.rate.observe(outcome.emitted, round(total / packed), drafted)
             course.accepted = max(0.98 * course.accepted, outcome.emitted - 1.0)

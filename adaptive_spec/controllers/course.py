@@ -29,6 +29,8 @@ class Course:
     """In trees of those that run no model, where there are both kinds and these rest."""
     models: bool = True
     """This step asks drafters that run a model."""
+    decided: int | None = None
+    """Step of the last decision, until it is known what came of it."""
     asked: bool = False
     """Its own plan of this step asked for nodes."""
     draft_nodes: int = FIRST
