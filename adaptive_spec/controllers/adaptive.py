@@ -50,7 +50,7 @@ class Adaptive(ABC):
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         self.ignored = 0
-        """Steps whose seconds were no durations, and outcomes of no step that was awaited: late, told
+        """Steps whose seconds were no durations, and outcomes that nobody awaited: late, told
         twice, of a request that is gone, or without a token."""
         self._courses: dict[str, Course] = {}
         self._probes, self._last = TimeProbes(), Course(GoingRate(horizon))
