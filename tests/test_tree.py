@@ -244,24 +244,24 @@ def test_child_is_found_by_its_token(tree: CandidateTree) -> None:
             assert trees.child(tree, above, token) == edges.get((above, token))
 
 
-def _best(call: Callable[[], object], repeats: int = 50) -> float:
-    """Seconds of the fastest of many calls."""
+def _times(call: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of many calls, the fastest first."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)
-    return min(times)
+    return sorted(times)
+
+
+def _best(call: Callable[[], object], repeats: int = 50) -> float:
+    """Seconds of the fastest of many calls."""
+    return _times(call, repeats)[0]
 
 
 def _median(call: Callable[[], object], repeats: int = 51) -> float:
     """Seconds of the middle one of many calls."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return sorted(times)[repeats // 2]
+    return _times(call, repeats)[repeats // 2]
 
 
 def test_256_nodes_are_ordered_and_masked_in_time() -> None:

@@ -62,25 +62,21 @@ def fresh_head(model: Any, shape: ShapeSection, taps: tuple[int, ...]) -> Head:
     head = Head(config, None if count is None else torch.arange(count))
     _inputs(head, gain * said or 1.0)
     if copied:
-        warm_start(head, copied, getattr(model.base_model, "norm", None))
+        _copy(head, copied, getattr(model.base_model, "norm", None))
         _context(head, len(layers) - len(copied) - 1)
     return head
 
 
-@torch.no_grad()
-def warm_start(head: Head, layers: Sequence[Any], norm: Any) -> int:
-    """Begin with ``layers`` of the target and its final norm; returns how many tensors fitted."""
-    taken, own = 0, head.state_dict()
+def _copy(head: Head, layers: Sequence[Any], norm: Any) -> None:
+    """Take over what fits of ``layers`` of the target and of its final norm."""
+    own = head.state_dict()
     for place, layer in enumerate(layers):
         for name, weight in layer.state_dict().items():
             mine = own.get(f"layers.{place}.{name}")
             if mine is not None and mine.shape == weight.shape:
                 mine.copy_(weight.float())
-                taken += 1
     if norm is not None and own["norm.weight"].shape == norm.weight.shape:
         own["norm.weight"].copy_(norm.weight.float())
-        taken += 1
-    return taken
 
 
 def _context(head: Head, before: int) -> None:
