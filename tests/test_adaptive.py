@@ -302,14 +302,14 @@ def test_after_a_jump_of_one_cost_the_new_optimum_is_found_within_50_steps(
 def test_on_a_text_that_never_varies_the_new_optimum_is_found_more_slowly(
     jump: dict[str, float],
 ) -> None:
-    """Short of row K10: hardly any other size is executed, so slope and base are told apart late.
-    There 0.92 of the best is reached where the slope jumps, and 0.95 or more elsewhere."""
+    """Short of row K10: hardly any other size is executed, so slope and base are told apart late,
+    by probes. 0.95 to 0.99 of the best is reached."""
     before, after, text = Machine(noise=0.05), Machine(noise=0.05).scaled(**jump), steady(0.7)
     sizes = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
     new = best_static(after, text, sizes)
     best = settled(lambda: new, before, after, text)
     for policy in POLICIES.values():
-        assert settled(policy, before, after, text) > 0.9 * best
+        assert settled(policy, before, after, text) > 0.94 * best
     if jump == {"slope": 6.0}:
         old = best_static(before, text, sizes)
         assert settled(lambda: old, before, after, text) < 0.9 * best

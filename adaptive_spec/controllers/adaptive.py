@@ -32,8 +32,9 @@ DEPTH_MARGIN = 4
 """Levels to ask for beyond twice what was accepted of late."""
 SPAN = 16
 """Nodes over which the price of a node is averaged where only a rough figure is needed."""
-FLOOR_SHARE = 0.4
-"""Share of the price of a node below which its survival is not worth a look."""
+FLOOR_SHARE, SHORT_SHARE = 0.4, 0.1
+"""Share of the price of a node below which its survival is not worth a look; the same where a
+larger tree is to be tried for what it costs."""
 DOUBTED = 0.9
 """Share of promises that came true below which the reason says so."""
 BLIND = 0.1
@@ -104,10 +105,11 @@ class Adaptive(ABC):
         tokens = np.concatenate(([0.0], survival.cumsum())) + packed
         best, why = self._size(courses, tokens, seconds, theta)
         sizes = np.bincount(owner[:best], minlength=len(offers))
-        node_price = theta * float(step[SPAN] - step[0]) / SPAN
+        share = SHORT_SHARE if self._probes.short else FLOOR_SHARE
+        floor = share * theta * max(float(step[SPAN] - step[0]), 0.0) / SPAN
         for course in courses:
             course.draft_seconds, course.plain_seconds = draft, float(step[0])
-            course.least_survival = FLOOR_SHARE * max(node_price, 0.0)
+            course.least_survival = floor
         return [
             self._decision(offer, course, int(size), rate, seconds, best, why)
             for offer, course, size, rate in zip(offers, courses, sizes, rates, strict=True)
@@ -196,6 +198,7 @@ class Adaptive(ABC):
                 course.guard = Guard()
         elif drafting and ours and self._both:
             self._crew.observe(tokens, seconds.total, packed)
+        self._probes.observe(seconds.total, outcomes[0].decision.expected_seconds or 0.0)
 
     def finish(self, request: str) -> None:
         self._last = self._courses.pop(request, self._last)
