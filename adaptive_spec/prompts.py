@@ -53,18 +53,31 @@ def _humaneval(record: dict[str, Any], raw: bool) -> Prompt:
     return Prompt(record["task_id"], prompt if raw else _ASK_FOR_FUNCTION.format(prompt=prompt))
 
 
+def _humaneval_texts(record: dict[str, Any]) -> list[str]:
+    return [record["prompt"], record["canonical_solution"]]
+
+
 def _mt_bench(record: dict[str, Any], raw: bool) -> Prompt:
     return Prompt(f"mt-bench/{record['question_id']}", record["turns"][0])
 
 
+def _mt_bench_texts(record: dict[str, Any]) -> list[str]:
+    return list(record["turns"])
+
+
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A published prompt set: where it comes from and how one record becomes a prompt."""
+    """A published prompt set: where it comes from and how one record becomes a prompt.
+
+    Attributes:
+        texts: everything in a record that nobody may train on.
+    """
 
     name: str
     licence: str
     wheel: Wheel
     read: Callable[[dict[str, Any], bool], Prompt]
+    texts: Callable[[dict[str, Any]], list[str]]
 
 
 SUITES: dict[str, Suite] = {
@@ -82,6 +95,7 @@ SUITES: dict[str, Suite] = {
                 member_size=44_877,
             ),
             read=_humaneval,
+            texts=_humaneval_texts,
         ),
         Suite(
             name="chat",
@@ -97,6 +111,7 @@ SUITES: dict[str, Suite] = {
                 member_size=48_929,
             ),
             read=_mt_bench,
+            texts=_mt_bench_texts,
         ),
     )
 }
@@ -131,6 +146,16 @@ def suite(
     if not own:
         raise ArgumentError("suite", name, "the file holds no prompt")
     return own
+
+
+def texts(name: str, *, progress: Progress = silent) -> list[str]:
+    """Everything of a published suite that nobody may train on: all turns, solutions too.
+
+    Raises:
+        CatalogueError: the suite could not be fetched.
+    """
+    found = SUITES[name]
+    return [text for line in _published(found, progress) for text in found.texts(json.loads(line))]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, raw: bool = False) -> torch.LongTensor:

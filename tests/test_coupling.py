@@ -163,10 +163,12 @@ def ask(node: Node, seed: int) -> None:
     node.margin, node.entropy = known[0][1] - known[1][1], float(node.depth)
 
 
-def grown(nodes: int, width: int, reach: int, seed: int) -> tuple[CandidateTree, int]:
+def grown(
+    nodes: int, width: int, reach: int, seed: int, patience: int | None = None
+) -> tuple[CandidateTree, int]:
     root = Node(9, None, 0)
     ask(root, seed)
-    sapling, rounds = Sapling(root, nodes, reach), 0
+    sapling, rounds = Sapling(root, nodes, reach, patience=patience), 0
     while sapling.sprout(width):
         assert len(sapling.sprouts) <= width
         for node in sapling.sprouts:
@@ -204,6 +206,12 @@ def test_wide_rounds_find_what_a_heap_finds(nodes: int, reach: int, seed: int) -
     want = tree.grow((), expand, nodes, reach)
     got, _ = grown(nodes, nodes, reach, seed)
     assert as_lists(want) == as_lists(got)[:4]
+
+
+@given(sizes, st.integers(1, 5), st.integers(1, 6), st.integers(0, 999))
+def test_so_do_narrow_ones_with_patience(nodes: int, width: int, reach: int, seed: int) -> None:
+    want, _ = grown(nodes, nodes, reach, seed)
+    assert as_lists(grown(nodes, width, reach, seed, patience=nodes)[0]) == as_lists(want)
 
 
 def test_a_small_budget_asks_little() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -374,6 +375,8 @@ def test_the_digest_sees_a_change_and_no_dtype() -> None:
         ({"head.own_masks": False}, "mask_token"),
         ({"head.own_masks": False, "head.mask_token": "x"}, "mask_token"),
         ({"target": {}}, "target.model_type"),
+        ({"target.digest": None}, "target.digest"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map"),
     ],
     ids=str,
 )
@@ -399,15 +402,20 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     head = tiny_head(model)
     save_head(tmp_path, head, facts_of(model))
     whole = (tmp_path / WEIGHTS).read_bytes()
-    for damage in (b"", whole[: len(whole) // 2], b"\x00" * 100):
+    bomb = (1 << 62).to_bytes(8, "little") + b"{}"
+    header = json.dumps({"fc.weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}})
+    lying = len(header).to_bytes(8, "little") + header.encode() + b"\x00" * 8
+    pickled = pickle.dumps({"fc.weight": [1.0]})
+    for damage in (b"", whole[: len(whole) // 2], b"\x00" * 100, bomb, lying, pickled):
         (tmp_path / WEIGHTS).write_bytes(damage)
         with pytest.raises(HeadError, match="safetensors"):
             load_head(tmp_path)
-    with torch.no_grad():
-        head.fc.weight[0, 0] = float("inf")
-    save_head(tmp_path, head, facts_of(model))
-    with pytest.raises(HeadError, match=r"fc\.weight"):
-        load_head(tmp_path)
+    for bad in ("inf", "nan"):
+        with torch.no_grad():
+            head.fc.weight[0, 0] = float(bad)
+        save_head(tmp_path, head, facts_of(model))
+        with pytest.raises(HeadError, match=r"fc\.weight"):
+            load_head(tmp_path)
 
 
 @pytest.mark.fault("X1")
@@ -419,6 +427,8 @@ def test_files_that_no_head_has_written(tmp_path: Path) -> None:
     for change, field in (
         ({"extra": torch.zeros(2)}, "extra"),
         ({"fc.weight": sound["fc.weight"].int()}, r"fc\.weight"),
+        ({"fc.weight": sound["fc.weight"].double()}, r"fc\.weight"),
+        ({"fc.weight": sound["fc.weight"].to(torch.float8_e4m3fn)}, r"fc\.weight"),
         ({"draft_ids": sound["draft_ids"].float()}, "draft_ids"),
         ({"draft_ids": sound["draft_ids"].flip(0)}, "draft_ids"),
     ):
@@ -435,6 +445,27 @@ def test_saved_and_loaded_by_the_names_that_people_know(tmp_path: Path) -> None:
     model = tiny_model("llama")
     Stored(tiny_head(model), facts_of(model), {"step": 3}).save_pretrained(tmp_path)
     assert Stored.from_pretrained(tmp_path).training == {"step": 3}
+    assert Stored.from_pretrained("smollm2-135m").target["vocab"] == 49152
+    with pytest.raises(HeadError, match="a folder or a hub id"):
+        Stored.from_pretrained("nothing of the kind")
+
+
+@pytest.mark.fault("X2")
+def test_code_beside_a_head_is_not_run(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    save_head(tmp_path, tiny_head(model), facts_of(model))
+    trace = tmp_path / "trace"
+    for name in ("__init__.py", "modeling_head.py", "config.py"):
+        (tmp_path / name).write_text(f"open({str(trace)!r}, 'w').close()\n")
+    assert for_target(load_head(tmp_path), model).head.config.block == 4
+    assert not trace.exists()
+
+
+@pytest.mark.fault("M2")
+def test_taps_that_the_target_does_not_have_are_refused() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(HeadError, match="taps"):
+        for_target(Stored(tiny_head(model, taps=(0, 99)), facts_of(model)), model)
 
 
 def test_inference_mode_leaves_a_head_usable() -> None:

@@ -140,7 +140,7 @@ def described(
 @pytest.mark.fault("X1")
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 @pytest.mark.parametrize(
-    ("causal", "markov"), [(True, False), (False, False), (True, True)], ids=str
+    ("causal", "markov"), [(True, False), (False, False), (True, True), (False, True)], ids=str
 )
 @torch.no_grad()
 def test_logits_are_those_of_the_description(
@@ -212,6 +212,12 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(HeadError, match=field):
             load_any(tmp_path)
+    eagle = tmp_path / "eagle"
+    eagle.mkdir()
+    (eagle / "config.json").write_text('{"architectures": ["LlamaForCausalLMEagle3"]}')
+    (eagle / "pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(HeadError, match="EAGLE-3 is not supported"):
+        load_any(eagle)
     (tmp_path / "config.json").write_text(json.dumps({**about, "speculators_config": {}}))
     with pytest.raises(HeadError, match="speculators"):
         load_any(tmp_path)

@@ -68,6 +68,9 @@ HOSTILE = [
     "suffix:../../canary",
     "draft_model:canary.run",
     "draft_model:../../canary",
+    "causal_parallel:canary.run",
+    "causal_parallel:../../canary",
+    "causal_parallel:./canary.py",
 ]
 
 

@@ -16,13 +16,14 @@ import torch
 from adaptive_spec.errors import ConfigError, TrainingError
 from adaptive_spec.heads.config import HeadConfig, target_facts
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import digest
+from adaptive_spec.heads.store import digest, load_head
 from adaptive_spec.target import decoder_layers, describe, head_facts
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.training.batches import batch_of
 from adaptive_spec.training.beginning import fresh_head
+from adaptive_spec.training.card import read_log
 from adaptive_spec.training.data import Shards
-from adaptive_spec.training.generating import LOOP, PERIOD, Written, write
+from adaptive_spec.training.generating import LOOP, PERIOD, TIMES, Written, write
 from adaptive_spec.training.measuring import measure
 from adaptive_spec.training.objective import Weights, _entropy, _wanted, loss
 from adaptive_spec.training.prompts import (
@@ -63,6 +64,32 @@ def test_what_resembles_a_fenced_text_is_left_out() -> None:
     assert [one.text for one in fenced(given, fence)] == [given[2].text, given[3].text]
 
 
+def test_a_writer_asks_nothing_that_the_fence_keeps_out(tmp_path: Path) -> None:
+    """Its own prompts, put behind a fence, never come again; questions to itself among them."""
+    from adaptive_spec.models import load
+    from adaptive_spec.testing.tiny import save_tiny
+    from adaptive_spec.training.settings import DataSection
+    from adaptive_spec.training.writing import Writer
+
+    model, tokenizer = load(save_tiny(tmp_path / "model"), "float32")
+    settings = DataSection(rows=4, max_new_tokens=8, longest_prompt=400, chat=0.4)
+
+    def asked(fence: Fence) -> list[Prompt]:
+        writer = Writer(model, tokenizer, decoder_layers(model), (0, 1), settings, fence)
+        writer._questions = lambda seed: [  # type: ignore[method-assign]
+            Prompt(f"Which of the {seed + n} cities by the sea would you visit first?", "chat")
+            for n in range(8)
+        ]
+        return writer._prompts(0)
+
+    open_field = asked(Fence([]))
+    assert {one.kind for one in open_field} == {"code", "chat", "arithmetic"}
+    kept_out = open_field[::2]
+    rest = {one.text for one in asked(Fence(one.text for one in kept_out))}
+    assert rest
+    assert rest.isdisjoint(one.text for one in kept_out)
+
+
 # -- generation ------------------------------------------------------------------------------------
 
 
@@ -99,10 +126,11 @@ def test_rows_leave_when_they_end_or_run_in_circles() -> None:
     short = _written(model, prompts, max_new_tokens=2 * LOOP, end_tokens=sorted(ends))
     assert all(len(one.tokens) <= 10 or int(one.tokens[-1]) in ends for one in short)
     for one in long:
-        tail = one.tokens[one.prompt :][-LOOP:]
-        if len(tail) == LOOP:
-            circles = any(bool((tail[p:] == tail[:-p]).all()) for p in range(1, PERIOD + 1))
-            assert not circles
+        answer = one.tokens[one.prompt :].tolist()
+        for period in range(1, PERIOD + 1):
+            size = max(LOOP, TIMES * period)
+            tail = answer[-size:]
+            assert len(tail) < size or tail[period:] != tail[:-period]
     sampled = _written(model, prompts, temperature=1.0, seed=1)
     again = _written(model, prompts, temperature=1.0, seed=1)
     assert [one.tokens.tolist() for one in sampled] == [one.tokens.tolist() for one in again]
@@ -395,6 +423,81 @@ def test_a_run_writes_learns_checks_and_goes_on(tmp_path: Path) -> None:
     assert again.step == 12
 
 
+def test_a_run_that_begins_with_a_head_keeps_what_that_head_is_worth(tmp_path: Path) -> None:
+    """Its weights, words and scale, other text; interrupted at once, it goes on with the same."""
+    model = tiny_model("llama")
+    first = _run(tmp_path / "one", model, draft_vocab=40)
+    first.write(60)
+    with torch.no_grad():
+        first.head.draft_ids += 3
+    first.head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    first.learn()
+    stored = load_head(tmp_path / "one" / "head")
+    assert stored.training["batches"] > 0
+
+    second = _run(tmp_path / "two", model, draft_vocab=40)
+    second.begin(stored)
+    second.write(60)
+    again = _run(tmp_path / "two", model, draft_vocab=40)  # interrupted while writing
+    assert again.resume()
+    assert again.begun == dict(stored.training)
+    for name, value in stored.head.state_dict().items():
+        assert torch.equal(again.head.state_dict()[name], value), name
+    mine = {tuple(one.tokens.tolist()) for one in again.shards.read(again.shards.paths()[0])}
+    theirs = {tuple(one.tokens.tolist()) for one in first.shards.read(first.shards.paths()[0])}
+    assert mine != theirs
+    again.head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    again.learn()
+    steps = [line["step"] for line in read_log(tmp_path / "two" / "log.jsonl")]
+    assert steps == [0, 4, 8]
+    assert "begun with" in (tmp_path / "two" / "head" / "README.md").read_text()
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    run = _run(tmp_path, model)
+    run.write(60)
+    learn, calls = run._learn_one, iter(range(100))
+
+    def stop(*args: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return learn(*args)
+
+    monkeypatch.setattr(run, "_learn_one", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.learn()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 2, "torn')
+    again = _run(tmp_path, model)
+    assert again.resume()
+    assert again.step == 2
+    again.learn()
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [4, 8]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_full_disk_ends_a_run_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    run = _run(tmp_path, model)
+    run.write(60)
+    run.learn()
+    weights = (tmp_path / "head" / "model.safetensors").read_bytes()
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adaptive_spec.heads.store.save_file", full)
+    run._best = 0.0
+    with pytest.raises(TrainingError, match="No space left"):
+        run.check([])
+    assert (tmp_path / "head" / "model.safetensors").read_bytes() == weights
+    monkeypatch.undo()
+    assert _run(tmp_path, model).resume()
+
+
 def test_a_writer_pads_within_a_span_and_keeps_what_is_held_out_apart(tmp_path: Path) -> None:
     from adaptive_spec.models import load
     from adaptive_spec.testing.tiny import save_tiny
@@ -495,11 +598,11 @@ def test_train_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     asked: list[str] = []
 
-    def suite(name: str, **options: Any) -> list[Any]:
+    def texts(name: str, **options: Any) -> list[str]:
         asked.append(name)
-        return [prompts.Prompt(f"{name}/0", "What is 12 + 34? Show every step.")]
+        return ["What is 12 + 34? Show every step."]
 
-    monkeypatch.setattr(prompts, "suite", suite)
+    monkeypatch.setattr(prompts, "texts", texts)
     model = save_tiny(tmp_path / "model")
     (tmp_path / "run.toml").write_text(SMALL_RUN)
     out = tmp_path / "out"
@@ -549,16 +652,20 @@ def test_a_report_of_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(found["faithfulness"]) == kinds == set(found["branch_hits"])
     assert found["faithfulness"]["uncorrected"] is None
     assert found["faithfulness"]["corrected"] != found["faithfulness"]["zeroed"]
-    assert set(found["branch_hits"]["corrected"]) == {"1", "2", "3"}
-    assert found["branch_trees"] > 0
+    assert set(found["branch_hits"]["corrected"]) == {"1", "2", "3", "4"}
+    assert found["branch_places"] == 24  # from the prompt's last token to the last but one
     assert found["coverage"] == 1.0
     assert found["draft_share"] > 0
     assert png.read_bytes().startswith(b"\x89PNG")
     none = _head(model, corrector="none", block=5)
-    none.norm.weight.data *= 30  # sure of itself, so that its trees are deep
     save_head(tmp_path / "none", none, facts, dtype=torch.float32)
     assert command([*call.split(), *options.split(), "--against", str(tmp_path / "none")]) == 0
     assert "branches 2 to 5, uncorrected" in capsys.readouterr().out
+    for other in (head, _head(model, corrector="none", block=6)):
+        save_head(tmp_path / "other", other, facts, dtype=torch.float32)
+        wrong = [*call.split(), *options.split(), "--against", str(tmp_path / "other")]
+        assert command(wrong) == 2
+        assert "trained without corrector" in capsys.readouterr().err
 
 
 def test_bad_settings_of_a_run_are_named(tmp_path: Path) -> None:

@@ -130,5 +130,6 @@ def _show(found: dict[str, Any]) -> None:
         shares = found["branch_hits"].get(kind) or {}
         hits = ", ".join(f"depth {depth} {share:.0%}" for depth, share in shares.items())
         results.print(f"branches 2 to 5, {kind}: gap {gap:.1f} nats; best child right: {hits}")
+    results.print(f"branches were followed at {found['branch_places']} places of plain's texts")
     share, coverage = found["draft_share"], found["coverage"]
     results.print(f"a draft takes {share:.1%} of a plain step; {coverage:.1%} of tokens are known")

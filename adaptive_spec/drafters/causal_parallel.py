@@ -29,6 +29,9 @@ from adaptive_spec.heads.store import Stored, digest
 from adaptive_spec.target import describe
 from adaptive_spec.types import Plan
 
+LARGE = 4
+"""Rounds that a large tree should take."""
+
 
 @dataclass(slots=True, eq=False)
 class _Draft:
@@ -50,7 +53,7 @@ class CausalParallelDrafter:
     Args:
         head: with the target's weights lent to it, on the target's device.
         context_limit: the target's.
-        width: most nodes expanded together per request.
+        width: nodes expanded together per request; more for trees of ``LARGE`` times as many.
         siblings: most children considered per node.
         candidates: likeliest tokens of a depth that the corrector scores.
         coupled: above temperature 0, rank children by the noise that the target draws with.
@@ -154,11 +157,16 @@ class CausalParallelDrafter:
         self._expand(roots, depths)
         for draft, root in roots:
             reach = min(draft.plan.depth, most, self._limit - len(draft.request.tokens) + 1)
-            draft.sapling = Sapling(root, draft.plan.nodes, max(reach, 1), draft.plan.floor or 0.0)
+            nodes, floor = draft.plan.nodes, draft.plan.floor or 0.0
+            draft.sapling = Sapling(root, nodes, max(reach, 1), floor, patience=nodes)
         growing = list(drafts)
-        while growing := [d for d in growing if d.sapling and d.sapling.sprout(self._width)]:
+        while growing := [d for d in growing if d.sapling and d.sapling.sprout(self._wide(d))]:
             asked = [(d, node) for d in growing if d.sapling for node in d.sapling.sprouts]
             self._expand(asked, depths)
+
+    def _wide(self, draft: _Draft) -> int:
+        """Nodes to expand together: large trees in about as many rounds as small ones."""
+        return max(self._width, draft.plan.nodes // LARGE)
 
     def _expand(self, asked: Sequence[tuple[_Draft, Node]], depths: Depths) -> None:
         """Give nodes their children: the depth's candidates, scored for the node's own branch."""
@@ -198,6 +206,8 @@ def for_target(stored: Stored, model: Any, **options: Any) -> CausalParallelDraf
     check_target(stored.target, facts)
     if (made := stored.target.get("digest")) is not None and (found := digest(model)) != made:
         raise HeadError("target.digest", found, f"the head was made for weights {made}")
+    if (deepest := max(stored.head.config.taps)) >= facts.layers:
+        raise HeadError("taps", deepest, f"layers 0 to {facts.layers - 1} of this target")
     head = stored.head.to(device=model.device, dtype=model.dtype)
     head.corrector.float()
     embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()

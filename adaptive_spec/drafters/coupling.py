@@ -119,7 +119,7 @@ def hang(
 
 @dataclass(slots=True, eq=False)
 class Sapling:
-    """A tree that grows by one level or less per round, in at most as many rounds as levels."""
+    """A tree that grows by one level or less per round."""
 
     root: Node
     """Its children are known."""
@@ -129,6 +129,9 @@ class Sapling:
     """Deepest level, at least 1."""
     floor: float = 0.0
     """Least survival of a node."""
+    patience: int | None = None
+    """Rounds at most; as many as there are levels below the first if not given. With as many as
+    nodes the tree is the one that a heap finds."""
     rounds: int = 0
     """Rounds so far."""
     sprouts: list[Node] = field(default_factory=list)
@@ -144,7 +147,7 @@ class Sapling:
         """Begin a round: choose at most ``width`` nodes; False if none could change the tree."""
         self.rounds += 1
         self.sprouts = []
-        if self.rounds < self.reach:
+        if self.rounds <= (self.reach - 1 if self.patience is None else self.patience):
             # The last of the best nodes need not be asked about: its children come after it.
             trees.grow(self.root, self._note, self.nodes - 1, self.reach, self.floor)
         del self.sprouts[width:]

@@ -23,6 +23,7 @@ _MARKOV = {
     "markov_head.markov_w1.weight": "corrector.inward.weight",
     "markov_head.markov_w2.weight": "corrector.outward",
 }
+_EAGLE = "EAGLE-3 is not supported: it drafts token by token"
 _UNUSED = ("confidence_head.", "rotary_emb.", "embed_tokens.", "lm_head.")
 """Tensors that are not needed to draft: estimates of our own, and what the target lends."""
 
@@ -36,9 +37,11 @@ def load_any(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:
     about = read_config(folder)
     if about.get("format") == FORMAT:
         return load_head(folder, dtype)
+    if "eagle" in str(about.get("architectures", "")).lower():  # often no safetensors beside it
+        raise HeadError("architectures", about["architectures"], _EAGLE)
     weights = read_weights(Path(folder) / WEIGHTS)
     if any(name.startswith("midlayer.") for name in weights) or "d2t" in weights:
-        raise HeadError("architecture", "EAGLE-3", "not supported: it drafts token by token")
+        raise HeadError("architecture", "EAGLE-3", _EAGLE)
     if "speculators_config" in about:
         raise HeadError("speculators_config", "speculators", "not supported: convert to DFlash")
     return _dflash(weights, about, dtype)

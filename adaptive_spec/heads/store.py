@@ -30,6 +30,8 @@ from adaptive_spec.heads.head import Head
 
 TARGET = ("model_type", "layers", "hidden", "vocab", "digest")
 """What a head of our own must know of its target."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What weights may be stored in."""
 SAMPLE = 64
 """Numbers of every weight that the digest looks at."""
 
@@ -49,9 +51,12 @@ class Stored:
         save_head(folder, self.head, self.target, self.training)
 
     @staticmethod
-    def from_pretrained(folder: str | Path) -> Stored:
-        """Read a head of our own format, see ``load_head``."""
-        return load_head(folder)
+    def from_pretrained(name: str | Path) -> Stored:
+        """Read a head: a name of the shelf, a folder or a hub id; see ``load_any``."""
+        from adaptive_spec.heads.public import load_any
+        from adaptive_spec.heads.shelf import find
+
+        return load_any(find(str(name)))
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -123,12 +128,14 @@ def load_head(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:
     for name, wanted in (("format", FORMAT), ("version", VERSION)):
         if about.get(name) != wanted:
             raise HeadError(name, about.get(name), f"only {wanted!r} can be read")
+    for name in about.keys() - {"format", "version", "head", "target", "training"}:
+        raise HeadError(name, about[name], "no such field")
     for name in ("head", "target"):
         if not isinstance(about.get(name), dict):
             raise HeadError(name, type(about.get(name)).__name__, "a JSON object")
     config = HeadConfig.read(about["head"])
     for name in TARGET:
-        if name not in about["target"]:
+        if about["target"].get(name) is None:
             raise HeadError(f"target.{name}", None, "it is missing")
     weights = read_weights(Path(folder) / WEIGHTS)
     ids = weights.pop("draft_ids", None)
@@ -189,5 +196,5 @@ def _check(head: Head, weights: Mapping[str, torch.Tensor]) -> None:
         given = weights[name]
         if given.shape != value.shape:
             raise HeadError(name, tuple(given.shape), f"expected {tuple(value.shape)}")
-        if not given.is_floating_point():
-            raise HeadError(name, str(given.dtype), "finite floating-point numbers")
+        if given.dtype not in DTYPES:
+            raise HeadError(name, str(given.dtype), "float32, bfloat16 or float16")

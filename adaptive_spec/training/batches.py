@@ -61,22 +61,29 @@ def batch_of(
     texts: Sequence[Written], anchors: int, block: int, causal: bool, luck: random.Random
 ) -> Batch:
     """Blocks of the given texts at random anchors in their answers."""
+    places = []
+    for text in texts:
+        possible = range(max(text.prompt - 1, 1), len(text.tokens) - 1)
+        picked = luck.sample(possible, min(anchors, len(possible)))
+        places.append(sorted([*picked, *luck.choices(possible, k=anchors - len(picked))]))
+    return batch_at(texts, places, block, causal)
+
+
+def batch_at(
+    texts: Sequence[Written], places: Sequence[Sequence[int]], block: int, causal: bool
+) -> Batch:
+    """Blocks of the given texts at the given anchors, as many in every text, 1 or more each."""
     length = max(len(text.tokens) for text in texts)
     length += -length % LENGTHS
     width, hidden = texts[0].taps.shape[1], texts[0].final.shape[1]
     tokens = torch.zeros(len(texts), length, dtype=torch.long)
     taps = torch.zeros(len(texts), length, width, dtype=texts[0].taps.dtype)
     final = torch.zeros(len(texts), length, hidden, dtype=texts[0].final.dtype)
-    places, ends = [], []
     for row, text in enumerate(texts):
         size = len(text.tokens)
         tokens[row, :size] = text.tokens.long()
         taps[row, : size - 1], final[row, : size - 1] = text.taps, text.final
-        possible = range(max(text.prompt - 1, 1), size - 1)
-        picked = luck.sample(possible, min(anchors, len(possible)))
-        places.append(sorted([*picked, *luck.choices(possible, k=anchors - len(picked))]))
-        ends.append(size)
-    where, stop = torch.tensor(places), torch.tensor(ends)
+    where, stop = torch.tensor(places), torch.tensor([len(text.tokens) for text in texts])
     slots = where[..., None] + torch.arange(block)
     return Batch(
         tokens=tokens,

@@ -31,7 +31,7 @@ and the target verifies them, so that the text is exactly what the target writes
 | drafted tokens | {vocab} |
 | steps | {step}, {minutes:.0f} minutes on a CPU |
 | text learned from | {written:,} answer tokens, written by the target itself |
-| chain on held-out text | {length:.2f} tokens per step ({base:.2f} without the corrector) |
+{begun}| chain on held-out text | {length:.2f} tokens per step ({base:.2f} without the corrector) |
 
 ## Data
 
@@ -65,7 +65,7 @@ def write_card(folder: Path, model: str, log: Path) -> None:
     data, held = training["config"]["data"], training["held_out"]
     lines = read_log(log)
     last = [line for line in lines if line["step"] <= training["step"]] or lines
-    vocab = head["draft_vocab"]
+    vocab, begun = head["draft_vocab"], training.get("begun")
     text = _CARD.format(
         model=model,
         model_type=target["model_type"],
@@ -84,6 +84,7 @@ def write_card(folder: Path, model: str, log: Path) -> None:
         step=training["step"],
         minutes=last[-1]["seconds"] / 60,
         written=last[-1]["written_tokens"],
+        begun=f"| begun with | a head of {begun.get('step', 0)} steps |\n" if begun else "",
         length=held["acceptance_length"],
         base=held["base_acceptance_length"],
         code=data["code"],

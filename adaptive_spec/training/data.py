@@ -74,13 +74,14 @@ class Shards:
             "final": torch.cat([one.final for one in sequences]),
         }
         about = {"answer_tokens": str(int((sizes[:, 0] - sizes[:, 1]).sum()))}
+        needed = sum(value.nbytes for value in tensors.values())
+        while self.bytes + needed > self.most_bytes and len(self.paths()) > 1:
+            self.full = True
+            self.paths()[0].unlink()
         try:
             write_tensors(path, tensors, about)
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"cannot write training data to {self.folder}: {error}") from error
-        while self.bytes > self.most_bytes and len(self.paths()) > 1:
-            self.full = True
-            self.paths()[0].unlink()
         return path
 
     def read(self, path: Path) -> list[Written]:

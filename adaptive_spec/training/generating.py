@@ -19,8 +19,9 @@ from transformers import DynamicCache
 
 from adaptive_spec.attention import Grouped
 
-LOOP, PERIOD = 48, 16
-"""A row whose last LOOP tokens repeat with a period of at most PERIOD runs in circles."""
+LOOP, TIMES, PERIOD = 48, 3, 48
+"""A row runs in circles if its last tokens, at least LOOP of them and TIMES their period, repeat
+with a period of at most PERIOD."""
 COMPACT = 0.9
 """Share of live rows below which the others are taken out of the batch."""
 
@@ -116,9 +117,9 @@ def write(
             fresh = _choose(output(final[:, -1]).float(), temperature, luck)[:, None]
             tokens = torch.cat([tokens, fresh], dim=1)
             circles = _circles(tokens[:, length:])
-            leaving = torch.isin(fresh[:, 0], ends) | circles | (step == max_new_tokens)
+            leaving = torch.isin(fresh[:, 0], ends) | (circles > 0) | (step == max_new_tokens)
             for place in (leaving & ~done).nonzero()[:, 0].tolist():
-                cut = LOOP - PERIOD if bool(circles[place]) else 0
+                cut = int(circles[place])
                 if (found := _row(tokens[place], length, steps, int(rows[place]), cut)) is not None:
                     yield found
             done = done | leaving
@@ -140,12 +141,14 @@ def _choose(scores: torch.Tensor, temperature: float, luck: torch.Generator) -> 
 
 
 def _circles(answers: torch.Tensor) -> torch.Tensor:
-    """[B] rows whose last LOOP tokens repeat with a small period."""
-    found = torch.zeros(len(answers), dtype=torch.bool)
-    if answers.shape[1] >= LOOP:
-        tail = answers[:, -LOOP:]
-        for period in range(1, PERIOD + 1):
-            found |= (tail[:, period:] == tail[:, :-period]).all(dim=1)
+    """[B] tokens by which rows repeat themselves, all but the first time; 0 where they do not."""
+    found = torch.zeros(len(answers), dtype=torch.long)
+    for period in range(PERIOD, 0, -1):
+        size = max(LOOP, TIMES * period)
+        if answers.shape[1] >= size:
+            tail = answers[:, -size:]
+            same = (tail[:, period:] == tail[:, :-period]).all(dim=1)
+            found[same] = size - period
     return found
 
 

@@ -52,17 +52,24 @@ class Answers:
     """[B, A, b, r] branch states along the true path."""
 
 
-def answers(head: Head, batch: Batch) -> Answers:
-    """Run the head on all blocks of a batch."""
+def slot_states(head: Head, batch: Batch) -> torch.Tensor:
+    """[B, A, b, H] states of the slots of all blocks of a batch."""
     rows = torch.arange(len(batch.tokens))[:, None]
     fused = head.fuse([batch.taps.to(head.fc.weight.dtype)])
     positions = torch.arange(fused.shape[1]).expand(len(fused), -1)
     before = fused[rows, batch.anchors - 1]
-    path = batch.tokens[rows[..., None], batch.after(0)]
-    slots = head.slots(path[..., 0], before)
+    slots = head.slots(batch.tokens[rows, batch.anchors], before)
     extend = [_behind(*known) for known in head.context(fused, positions)]
-    hidden = head(slots, batch.anchors, extend, batch.mask)
-    return Answers(hidden, head.corrector.states(path, head.embed(path)))
+    hidden: torch.Tensor = head(slots, batch.anchors, extend, batch.mask)
+    return hidden
+
+
+def answers(head: Head, batch: Batch) -> Answers:
+    """Run the head on all blocks of a batch."""
+    rows = torch.arange(len(batch.tokens))[:, None, None]
+    path = batch.tokens[rows, batch.after(0)]
+    states = head.corrector.states(path, head.embed(path))
+    return Answers(slot_states(head, batch), states)
 
 
 def _behind(context_keys: torch.Tensor, context_values: torch.Tensor) -> Extend:

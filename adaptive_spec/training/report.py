@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from adaptive_spec import models, prompts
 from adaptive_spec.arguments import check_whole
-from adaptive_spec.drafters.causal_parallel import for_target
-from adaptive_spec.errors import ArgumentError
+from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter, for_target
+from adaptive_spec.errors import AdaptiveSpecError, ArgumentError
 from adaptive_spec.heads.corrector import Corrector
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.public import load_any
@@ -19,14 +20,15 @@ from adaptive_spec.heads.shelf import find
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.options import about
 from adaptive_spec.pictures import Chart, charts
-from adaptive_spec.target import describe
-from adaptive_spec.training.witness import WatchedDrafter, Witness
+from adaptive_spec.target import decoder_layers, describe
+from adaptive_spec.training.faithfulness import Text, branch_facts, places
+from adaptive_spec.training.witness import Witness
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 PRICED = 16
-"""The budget at which a draft is held against a plain step."""
-TREES = 50
-"""Trees whose branches are followed, spread over the prompts."""
+"""The budget at which a draft is held against a plain step; the two take turns."""
+PLACES = 50
+"""Places of plain decoding's texts at which branches are followed, spread over the prompts."""
 Tell = Callable[[str, float | None], None]
 
 
@@ -59,47 +61,67 @@ def report(
     with about("--model", model):
         loaded, tokenizer = models.load(model, dtype, progress=tell)
     ids = [prompts.encode(tokenizer, one.text)[0].tolist() for one in texts]
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    drafter = for_target(load_any(find(name)), loaded, coupled=False)
-
-    def decode(policy: str, watched: WatchedDrafter, witness: Witness | None = None) -> _Totals:
-        parts = {} if witness is None else {"learner": witness}
-        with AdaptiveDecoder(loaded, {"policy": policy}, drafter=watched, **parts) as decoder:
-            return _decoded(decoder, ids, options, lambda f: tell(f"decoding, {policy}", f))
-
-    def fresh(head: Head) -> WatchedDrafter:
-        return WatchedDrafter(head, describe(loaded).context_limit, coupled=False)
-
-    def witnessed(head: Head) -> tuple[_Totals, dict[str, Any]]:
-        watched = fresh(head)
-        witness = Witness(watched, -(-TREES // len(ids)))
-        return decode(f"fixed:{BUDGETS[-1]}", watched, witness), witness.facts()
-
-    plain = decode("fixed:0", fresh(drafter.head))
-    runs = {budget: decode(f"fixed:{budget}", fresh(drafter.head)) for budget in BUDGETS[:-1]}
-    runs[BUDGETS[-1]], facts = witnessed(drafter.head)
-    bare = copy.copy(drafter.head)  # shares everything but the corrector
-    bare._modules = {**drafter.head._modules, "corrector": Corrector()}
-    others = {"zeroed": witnessed(bare)[1]}
-    if against is not None:
-        other = for_target(load_any(find(against)), loaded, coupled=False).head
-        if other.config.corrector != "none":
-            raise ArgumentError("against", against, "a head that was trained without a corrector")
-        others["uncorrected"] = witnessed(other)[1]
-    kinds = {"corrected": facts, "uncorrected": others.get("uncorrected"), **others}
-    known = drafter.head.draft_ids
-    written = torch.tensor(plain.written)
-    covered = 1.0 if known is None else float(torch.isin(written, known).float().mean())
-    return {
-        "tau_by_budget": {str(budget): run.length for budget, run in runs.items()},
-        "acceptance_by_depth": facts["acceptance_by_depth"],
-        "acceptance_by_rank": facts["acceptance_by_rank"],
-        "faithfulness": {kind: one and one["gap"] for kind, one in kinds.items()},
-        "branch_hits": {kind: one and one["hits"] for kind, one in kinds.items()},
-        "branch_trees": facts["trees"],
-        "draft_share": runs[PRICED].draft_seconds / plain.step_seconds,
-        "coverage": covered,
+    head = for_target(load_any(find(name)), loaded).head
+    other = None if against is None else _companion(against, head, loaded)
+    runs = _Runs(loaded, head, ids, max_new_tokens, tell)
+    plain, priced = runs.of("fixed:0", f"fixed:{PRICED}")
+    witness = Witness()
+    lengths = {
+        budget: priced.length if budget == PRICED else runs.of(f"fixed:{budget}")[0].length
+        for budget in BUDGETS[:-1]
     }
+    lengths[BUDGETS[-1]] = runs.of(f"fixed:{BUDGETS[-1]}", witness=witness)[0].length
+    written = _texts(ids, plain.written)
+    kinds = {"corrected": head, "uncorrected": other, "zeroed": _bare(head)}
+    layers, facts = list(decoder_layers(loaded)), dict[str, dict[str, Any]]()
+    for kind, one in kinds.items():
+        if one is not None:
+            tell(f"following branches, {kind}", None)
+            facts[kind] = branch_facts(loaded, layers, one, written)
+    tokens = torch.tensor([token for one in plain.written for token in one])
+    known = head.draft_ids
+    return {
+        "tau_by_budget": {str(budget): length for budget, length in lengths.items()},
+        **witness.facts(),
+        "faithfulness": {kind: facts[kind]["gap"] if kind in facts else None for kind in kinds},
+        "branch_hits": {kind: facts[kind]["hits"] if kind in facts else None for kind in kinds},
+        "branch_places": facts["corrected"]["places"],
+        "draft_share": priced.draft_seconds / plain.step_seconds,
+        "coverage": 1.0 if known is None else float(torch.isin(tokens, known).float().mean()),
+    }
+
+
+def _companion(name: str, head: Head, model: Any) -> Head:
+    """The head without a corrector to compare ``head`` with.
+
+    Raises:
+        ArgumentError: it has one, or differs in more than that.
+    """
+    found = for_target(load_any(find(name)), model).head
+    config = head.config.shape
+    wanted = replace(config, corrector="none", rank=found.config.rank)
+    if found.config.shape != wanted:
+        raise ArgumentError("against", name, "a head of the same shape, trained without corrector")
+    return found
+
+
+def _bare(head: Head) -> Head:
+    """The same head with its corrector taken out."""
+    bare = copy.copy(head)  # shares everything but the corrector
+    bare._modules = {**head._modules, "corrector": Corrector()}
+    return bare
+
+
+def _texts(ids: Sequence[list[int]], written: Sequence[list[int]]) -> list[Text]:
+    """Plain decoding's texts, and places spread over all of them."""
+    left, found = PLACES, []
+    for number, (prompt, answer) in enumerate(zip(ids, written, strict=True)):
+        wanted = -(-left // (len(ids) - number))
+        spread = places(len(prompt), len(prompt) + len(answer), wanted)
+        left -= len(spread)
+        if spread:
+            found.append(Text([*prompt, *answer], spread))
+    return found
 
 
 def picture(name: str, found: Mapping[str, Any]) -> bytes:
@@ -131,7 +153,7 @@ class _Totals:
     def __init__(self) -> None:
         self.tokens = self.steps = 0
         self.seconds = self.draft = 0.0
-        self.written: list[int] = []
+        self.written: list[list[int]] = []
 
     @property
     def length(self) -> float:
@@ -148,23 +170,45 @@ class _Totals:
         """Of a step, drafting left out."""
         return self.seconds / self.steps
 
+    def add(self, session: Any) -> None:
+        """A request that has ended."""
+        stats = session.stats
+        self.tokens += len(session.generated)
+        self.steps += stats.steps
+        self.written.append(session.generated)
+        self.draft += stats.draft_seconds
+        self.seconds += stats.verify_seconds + stats.sample_seconds + stats.host_seconds
 
-def _decoded(
-    decoder: AdaptiveDecoder,
-    prompts_ids: Sequence[list[int]],
-    options: dict[str, Any],
-    tell: Callable[[float], None],
-) -> _Totals:
-    totals = _Totals()
-    for number, ids in enumerate(prompts_ids):
-        tell(number / len(prompts_ids))
-        with decoder.start(ids, **options) as session:
-            while not session.finished:
-                session.step()
-            stats = session.stats
-            totals.tokens += len(session.generated)
-            totals.steps += stats.steps
-            totals.written += session.generated
-            totals.draft += stats.draft_seconds
-            totals.seconds += stats.verify_seconds + stats.sample_seconds + stats.host_seconds
-    return totals
+
+class _Runs:
+    """Decodes all prompts greedily, by the head alone; a decoder of its own for every run."""
+
+    def __init__(
+        self, model: Any, head: Head, ids: Sequence[list[int]], most: int, tell: Tell
+    ) -> None:
+        self._model, self._head, self._ids, self._tell = model, head, ids, tell
+        self._options: dict[str, Any] = {"max_new_tokens": most, "do_sample": False}
+
+    def of(self, *policies: str, witness: Witness | None = None) -> list[_Totals]:
+        """Totals of policies that take turns with every prompt.
+
+        Raises:
+            AdaptiveSpecError: something failed on the way, so that figures would be wrong.
+        """
+        totals = [_Totals() for _ in policies]
+        limit = describe(self._model).context_limit
+        drafter = CausalParallelDrafter(self._head, limit, coupled=False)
+        parts = {} if witness is None else {"learner": witness}
+        config = {"policy": policies[0]}
+        with AdaptiveDecoder(self._model, config, drafter=drafter, **parts) as decoder:
+            for number, ids in enumerate(self._ids):
+                self._tell(f"decoding, {' and '.join(policies)}", number / len(self._ids))
+                for policy, total in zip(policies, totals, strict=True):
+                    with decoder.start(ids, policy=policy, **self._options) as session:
+                        while not session.finished:
+                            session.step()
+                        total.add(session)
+            if decoder.faults.count:
+                failed = ", ".join(sorted(decoder.faults.count))
+                raise AdaptiveSpecError(f"figures would be wrong, because these failed: {failed}")
+        return totals

@@ -23,7 +23,7 @@ from adaptive_spec.training.writing import Writer
 
 TAPS = 5
 FENCED = ("humaneval", "chat")
-"""Suites whose prompts are never trained on."""
+"""Suites of which nothing is trained on."""
 
 
 def spread(layers: int, count: int = TAPS) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ def train(
 
     Args:
         begin: a head to begin with (name, folder or hub id): its weights; optimiser and data are
-            fresh.
+            fresh. A run that is under way goes on instead.
 
     Raises:
         ArgumentError: a setting that does not fit the model.
@@ -64,22 +64,22 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError("out", str(out), f"a folder to write to ({error.strerror})") from error
-    fence = Fence(one.text for name in FENCED for one in prompts.suite(name, raw=True))
+    fence = Fence(text for name in FENCED for text in prompts.texts(name, progress=tell))
     writer = Writer(loaded, tokenizer, list(decoder_layers(loaded)), taps, config.data, fence)
     target = {**target_facts(facts), "digest": digest(loaded)}
     head = fresh_head(loaded, shape, taps)
     run = Run(folder, config, head, target, writer, tell, model)
     run.resume()
-    if run.step == 0 and begin is not None:
+    if begin is not None and run.step == 0 and run.begun is None:
         with about("--begin", begin):
             given = load_head(find(begin))
         same = given.head.config.shape == head.config.shape
         if not same or given.target["digest"] != target["digest"]:
             allowed = "a head for this target, of the shape that the settings ask for"
             raise ArgumentError("begin", begin, allowed)
-        head.take(given.head)
+        run.begin(given)
     run.write(min(config.data.first_tokens, config.data.tokens))
-    if run.step == 0 and begin is None and head.draft_ids is not None:
+    if run.step == 0 and run.begun is None and head.draft_ids is not None:
         head.draft_ids.copy_(_vocabulary(run, shape, tokenizer))
     head.lend(
         loaded.get_input_embeddings().weight.detach().float(),

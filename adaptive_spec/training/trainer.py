@@ -4,6 +4,7 @@ OUT/head        the best head so far (``heads.store``), with its model card and 
 OUT/state       what is needed to go on: the newest weights, the optimiser's moments, counts
 OUT/data        shards of written text; OUT/held_out those that are never learned from
 OUT/log.jsonl   a line per check: losses, acceptance by slot, text written, seconds
+OUT/curves.png  the same, drawn
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from safetensors import SafetensorError
 
 from adaptive_spec.errors import TrainingError
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import save_head
+from adaptive_spec.heads.store import Stored, save_head
+from adaptive_spec.pictures import save
 from adaptive_spec.training import checkpoint
 from adaptive_spec.training.batches import batches
-from adaptive_spec.training.card import write_card
+from adaptive_spec.training.card import CURVES, curves, read_log, write_card
 from adaptive_spec.training.data import Shards
 from adaptive_spec.training.generating import Written
 from adaptive_spec.training.measuring import Measured, measure
@@ -68,7 +70,15 @@ class Run:
             head.parameters(), lr=config.learning.rate, weight_decay=config.learning.decay
         )
         self.step, self._best, self._batches, self._seconds = 0, 0.0, 0, 0.0
+        self.begun: dict[str, Any] | None = None
+        """What is known of the training of the head that this run began with."""
         self._source: Iterator[list[Written]] | None = None
+
+    def begin(self, given: Stored) -> None:
+        """Begin with the weights of a head; the text will be other text than it was trained on."""
+        self.head.take(given.head)
+        self.begun = dict(given.training)
+        self._batches = int(self.begun.get("batches", self.begun.get("step", 0)))
 
     # -- data -----------------------------------------------------------------------------------
 
@@ -82,6 +92,7 @@ class Run:
         if not self.held.paths():
             self._tell("writing text to be held out", None)
             self.held.add(self._writer.held_out(self._config.learning.held_out))
+        self.shards.most_bytes = max(self._config.data.most_bytes - self.held.bytes, 1)
         while (have := self.written()) < most:
             self._tell("writing text to learn from", have / most)
             if self._source is None:
@@ -102,12 +113,19 @@ class Run:
         weights = Weights(learning.base, learning.token, learning.reach, learning.slots)
         luck = torch.Generator().manual_seed(learning.seed + self.step)
         stream = self._stream(learning)
-        found, recent, began = None, [], time.perf_counter()
+        found, began = None, time.perf_counter()
+        recent: list[dict[str, float]] = []
+        if self.step == 0 and self.begun is not None:
+            found = self.check(recent)  # what it begins with is the best so far
         while self.step < learning.steps:
             if self.step % learning.write_every == 0 and self.written() < data.tokens:
                 self.write(min(self.written() + 1, data.tokens))
                 stream = self._stream(learning)
-            recent.append(self._learn_one(next(stream), weights, luck))
+            try:
+                recent.append(self._learn_one(next(stream), weights, luck))
+            except KeyboardInterrupt:
+                self._save_state()
+                raise
             self.step += 1
             self._tell("learning", self.step / learning.steps)
             if self.step % learning.check_every == 0 or self.step == learning.steps:
@@ -160,10 +178,12 @@ class Run:
             "step": self.step,
             "held_out": found.as_dict(),
             "config": self._config.model_dump(),
+            "batches": self._batches,
+            "begun": self.begun,
         }
         try:
-            with (self._folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            _append(self._folder / LOG, json.dumps(line))
+            save(self._folder / CURVES, curves(self._name, read_log(self._folder / LOG)))
             if found.acceptance_length > self._best:
                 self._best = found.acceptance_length
                 save_head(self._folder / HEAD, self.head, self._target, about)
@@ -181,6 +201,7 @@ class Run:
             "best": self._best,
             "batches": self._batches,
             "seconds": self._seconds,
+            "begun": self.begun,
         }
         checkpoint.save(self._folder, counts, self.head, self._target, self._learner)
 
@@ -195,7 +216,18 @@ class Run:
             return False
         self.step, self._best = int(counts["step"]), float(counts["best"])
         self._batches, self._seconds = int(counts["batches"]), float(counts["seconds"])
+        self.begun = counts.get("begun")
         return True
+
+
+def _append(log: Path, line: str) -> None:
+    """Add a line; one that was cut off before it stays a line of its own."""
+    with log.open("a+b") as file:
+        file.seek(0, 2)
+        if size := file.tell():
+            file.seek(size - 1)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())
 
 
 def frequent(texts: Iterator[Written], count: int, always: Sequence[int]) -> torch.Tensor:

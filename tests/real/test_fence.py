@@ -18,8 +18,10 @@ def _words(text: str) -> str:
 
 
 def test_the_prompt_builder_keeps_both_benchmarks_out() -> None:
-    benchmark = [one.text for name in FENCED for one in prompts.suite(name, raw=True)]
-    assert len(benchmark) >= 164 + 80
+    benchmark = [text for name in FENCED for text in prompts.texts(name)]
+    assert len(benchmark) == 2 * 164 + 2 * 80  # prompts and solutions, both turns
+    asked = {one.text for name in FENCED for one in prompts.suite(name, raw=True)}
+    assert asked <= set(benchmark)
     fence = Fence(benchmark)
     assert not any(fence.lets_in(text) for text in benchmark)
     assert not any(fence.lets_in(f"Please answer this: {text} Thank you.") for text in benchmark)
