@@ -98,7 +98,7 @@ def _written(model: Any, prompts: torch.Tensor, **changes: Any) -> list[Written]
     return list(write(model, decoder_layers(model), (0, 1), prompts, **options))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "qwen3_moe"])
 def test_greedy_batches_write_what_generate_writes(kind: str) -> None:
     model = tiny_model(kind)
     prompts = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [20, 21, 22, 23]])
@@ -299,7 +299,7 @@ def test_a_target_whose_sizes_say_nothing_gets_a_head_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("warm", [True, False])
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "mistral", "qwen3_moe"])
 def test_slots_begin_at_a_share_of_what_the_layers_know(kind: str, warm: bool) -> None:
     model = tiny_model(kind)
     shape = ShapeSection(layers=1, block=4, draft_vocab=None, warm_start=warm)
