@@ -17,6 +17,7 @@ from adaptive_spec.controllers.course import Course, balance
 from adaptive_spec.controllers.fixed import FixedBudget
 from adaptive_spec.controllers.guard import HASTE, PATIENCE, PROBE_SHARE, Balance, Guard
 from adaptive_spec.controllers.marginal import MarginalGain
+from adaptive_spec.controllers.probes import SAVED, TimeProbes
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.controllers.ratio import BestRatio
 from adaptive_spec.controllers.trust import MOST, Trust
@@ -303,13 +304,13 @@ def test_on_a_text_that_never_varies_the_new_optimum_is_found_more_slowly(
     jump: dict[str, float],
 ) -> None:
     """Short of row K10: hardly any other size is executed, so slope and base are told apart late,
-    by probes. 0.95 to 0.99 of the best is reached."""
+    by probes. 0.93 to 0.99 of the best is reached."""
     before, after, text = Machine(noise=0.05), Machine(noise=0.05).scaled(**jump), steady(0.7)
     sizes = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
     new = best_static(after, text, sizes)
     best = settled(lambda: new, before, after, text)
     for policy in POLICIES.values():
-        assert settled(policy, before, after, text) > 0.94 * best
+        assert settled(policy, before, after, text) > 0.92 * best
     if jump == {"slope": 6.0}:
         old = best_static(before, text, sizes)
         assert settled(lambda: old, before, after, text) < 0.9 * best
@@ -336,6 +337,27 @@ class Priced(NullLatency):
 def offer(request: str, survival: list[float], packed: int = 1) -> Offer:
     features = Features(request, 0, 50, 0, 100, 0.0, packed, 50)
     return Offer(features, np.array(survival), len(survival))
+
+
+@pytest.mark.parametrize("best", [2, 6, 20])
+def test_time_probes_look_around_and_cost_no_more_than_their_share(best: int) -> None:
+    """A text that never varies: plain steps, larger sizes and smaller ones, each now and then."""
+    probes, steps, spent = TimeProbes(), 6000, 0.0
+    nodes = np.arange(2 * best + 4)
+    seconds = 0.06 + 0.002 * nodes
+    loss = np.where(nodes < best, 0.6 * (1 - nodes / best) ** 2, 0.1 * (nodes / best - 1))
+    sizes, lengthened = [], 0
+    for _ in range(steps):
+        offered = len(nodes) if probes.short else best + 1
+        lengthened += probes.short
+        worth = seconds - loss * seconds[0]
+        sizes.append(probes.size(best, worth[:offered], seconds[:offered]))
+        spent += float(loss[sizes[-1]])
+    assert spent <= 2 * SAVED + 0.6 + PROBE_SHARE * steps
+    plain, larger = sizes.count(0), sum(size > 1.25 * best for size in sizes)
+    assert steps / 300 < plain < steps / 100
+    assert steps / 150 < larger <= lengthened <= steps / 20 + 1
+    assert steps / 150 < sum(0 < size < best for size in sizes) <= steps / 20
 
 
 def test_requests_of_a_step_share_one_budget_by_value() -> None:

@@ -25,6 +25,7 @@ def test_places_are_spread_over_the_answer() -> None:
     assert places(5, 12, 100) == [4, 5, 6, 7, 8, 9, 10]
     assert places(1, 4, 9) == [1, 2]
     assert places(5, 6, 4) == [4]
+    assert places(5, 12, 1) == [7]
     assert places(5, 5, 4) == []
 
 

@@ -517,6 +517,10 @@ def test_a_writer_pads_within_a_span_and_keeps_what_is_held_out_apart(tmp_path: 
     assert len(held) >= 4
     assert prompts(held).isdisjoint(prompts(texts))
     assert len(prompts(texts)) == len(texts)  # none is asked twice
+    later = Writer(model, tokenizer, decoder_layers(model), (0, 1), settings, Fence([]))
+    later.held_out(4)  # has prompts of the first batches wait
+    other = prompts(next(later.batches(40)))
+    assert len(other & prompts(texts)) <= len(other) // 2
     blank = tokenizer("\n", add_special_tokens=False).input_ids[0]
     marked = [one.tokens[: one.prompt].tolist() for one in texts]
     runs = [max(len(list(g)) if k == blank else 0 for k, g in groupby(ids)) for ids in marked]

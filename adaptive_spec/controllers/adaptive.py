@@ -198,7 +198,6 @@ class Adaptive(ABC):
                 course.guard = Guard()
         elif drafting and ours and self._both:
             self._crew.observe(tokens, seconds.total, packed)
-        self._probes.observe(seconds.total, outcomes[0].decision.expected_seconds or 0.0)
 
     def finish(self, request: str) -> None:
         self._last = self._courses.pop(request, self._last)

@@ -52,11 +52,11 @@ class Stored:
 
     @staticmethod
     def from_pretrained(name: str | Path) -> Stored:
-        """Read a head: a name of the shelf, a folder or a hub id; see ``load_any``."""
+        """Read a head: a folder, a name of the shelf or a hub id; see ``load_any``."""
         from adaptive_spec.heads.public import load_any
         from adaptive_spec.heads.shelf import find
 
-        return load_any(find(str(name)))
+        return load_any(name if (Path(name) / CONFIG).exists() else find(str(name)))
 
 
 def digest(model: torch.nn.Module) -> str:

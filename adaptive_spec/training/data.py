@@ -82,6 +82,9 @@ class Shards:
             write_tensors(path, tensors, about)
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"cannot write training data to {self.folder}: {error}") from error
+        while self.bytes > self.most_bytes and len(self.paths()) > 1:
+            self.full = True
+            self.paths()[0].unlink()
         return path
 
     def read(self, path: Path) -> list[Written]:

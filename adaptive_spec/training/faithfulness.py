@@ -46,7 +46,9 @@ def places(prompt: int, length: int, count: int) -> list[int]:
         prompt: tokens of the prompt. length: of prompt and answer.
     """
     first = max(prompt - 1, 1)
-    spread = np.linspace(first, length - 2, min(count, max(length - 1 - first, 0)))
+    count = min(count, max(length - 1 - first, 0))
+    middle = np.array([(first + length) / 2 - 1])
+    spread = middle if count == 1 else np.linspace(first, length - 2, count)
     return sorted(set(spread.round().astype(int).tolist()))
 
 

@@ -116,7 +116,7 @@ def _texts(ids: Sequence[list[int]], written: Sequence[list[int]]) -> list[Text]
     """Plain decoding's texts, and places spread over all of them."""
     left, found = PLACES, []
     for number, (prompt, answer) in enumerate(zip(ids, written, strict=True)):
-        wanted = -(-left // (len(ids) - number))
+        wanted = round(left / (len(ids) - number))
         spread = places(len(prompt), len(prompt) + len(answer), wanted)
         left -= len(spread)
         if spread:
@@ -195,7 +195,7 @@ class _Runs:
         Raises:
             AdaptiveSpecError: something failed on the way, so that figures would be wrong.
         """
-        totals = [_Totals() for _ in policies]
+        totals, failed = [_Totals() for _ in policies], False
         limit = describe(self._model).context_limit
         drafter = CausalParallelDrafter(self._head, limit, coupled=False)
         parts = {} if witness is None else {"learner": witness}
@@ -208,7 +208,8 @@ class _Runs:
                         while not session.finished:
                             session.step()
                         total.add(session)
-            if decoder.faults.count:
-                failed = ", ".join(sorted(decoder.faults.count))
-                raise AdaptiveSpecError(f"figures would be wrong, because these failed: {failed}")
+                        failed |= session.stats.draft_faults + session.stats.controller_faults > 0
+            if failed or decoder.faults.count:
+                which = ", ".join(sorted(decoder.faults.count)) or "the head, or its policy"
+                raise AdaptiveSpecError(f"figures would be wrong, because this failed: {which}")
         return totals

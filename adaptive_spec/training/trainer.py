@@ -70,6 +70,7 @@ class Run:
             head.parameters(), lr=config.learning.rate, weight_decay=config.learning.decay
         )
         self.step, self._best, self._batches, self._seconds = 0, 0.0, 0, 0.0
+        self._began: float | None = None  # when learning was last looked at
         self.begun: dict[str, Any] | None = None
         """What is known of the training of the head that this run began with."""
         self._source: Iterator[list[Written]] | None = None
@@ -108,12 +109,24 @@ class Run:
     # -- learning -------------------------------------------------------------------------------
 
     def learn(self) -> Measured:
-        """Go on from the present step to the last; what the held-out texts say at the end."""
+        """Go on from the present step to the last; what the held-out texts say at the end.
+
+        If it is interrupted, it can be gone on from the last step.
+        """
+        self._began = time.perf_counter()
+        try:
+            return self._learn()
+        except KeyboardInterrupt:
+            self._save_state()
+            raise
+        finally:
+            self._began = None
+
+    def _learn(self) -> Measured:
         learning, data = self._config.learning, self._config.data
         weights = Weights(learning.base, learning.token, learning.reach, learning.slots)
         luck = torch.Generator().manual_seed(learning.seed + self.step)
-        stream = self._stream(learning)
-        found, began = None, time.perf_counter()
+        stream, found = self._stream(learning), None
         recent: list[dict[str, float]] = []
         if self.step == 0 and self.begun is not None:
             found = self.check(recent)  # what it begins with is the best so far
@@ -121,17 +134,11 @@ class Run:
             if self.step % learning.write_every == 0 and self.written() < data.tokens:
                 self.write(min(self.written() + 1, data.tokens))
                 stream = self._stream(learning)
-            try:
-                recent.append(self._learn_one(next(stream), weights, luck))
-            except KeyboardInterrupt:
-                self._save_state()
-                raise
+            recent.append(self._learn_one(next(stream), weights, luck))
             self.step += 1
             self._tell("learning", self.step / learning.steps)
             if self.step % learning.check_every == 0 or self.step == learning.steps:
-                self._seconds += time.perf_counter() - began
-                found = self.check(recent)
-                recent, began = [], time.perf_counter()
+                found, recent = self.check(recent), []
         return found if found is not None else self.check(recent)
 
     def _stream(self, learning: LearningSection) -> Iterator[Any]:
@@ -161,6 +168,7 @@ class Run:
 
     def check(self, recent: Sequence[dict[str, float]]) -> Measured:
         """Measure on held-out text, write a line of the log, keep the head, the best one too."""
+        self._lap()
         self.head.eval()
         texts = [text for path in self.held.paths() for text in self.held.read(path)]
         found = measure(self.head, texts)
@@ -193,9 +201,16 @@ class Run:
         self._save_state()
         return found
 
+    def _lap(self) -> None:
+        """Count the seconds of learning so far."""
+        if self._began is not None:
+            now = time.perf_counter()
+            self._seconds, self._began = self._seconds + now - self._began, now
+
     # -- going on -------------------------------------------------------------------------------
 
     def _save_state(self) -> None:
+        self._lap()
         counts = {
             "step": self.step,
             "best": self._best,

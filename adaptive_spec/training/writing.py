@@ -70,6 +70,9 @@ class Writer:
     def batches(self, batch: int = 0) -> Iterator[list[Written]]:
         """Answers of one batch of prompts after the other; ``batch`` were written before."""
         settings = self._settings
+        if batch:  # what waits since the held-out text was written was asked before
+            self._waiting.clear()
+            self._code.clear()
         while True:
             luck = random.Random(settings.seed + batch)
             self._gather(batch, POOL * settings.rows)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from adaptive_spec import prompts
-from adaptive_spec.training.prompts import Fence, arithmetic_prompts, code_prompts, fenced
+from adaptive_spec.training.prompts import WORDS, Fence, arithmetic_prompts, code_prompts, fenced
 from adaptive_spec.training.run import FENCED
 
 pytestmark = pytest.mark.real
@@ -24,7 +24,9 @@ def test_the_prompt_builder_keeps_both_benchmarks_out() -> None:
     assert asked <= set(benchmark)
     fence = Fence(benchmark)
     assert not any(fence.lets_in(text) for text in benchmark)
-    assert not any(fence.lets_in(f"Please answer this: {text} Thank you.") for text in benchmark)
+    long = [text for text in benchmark if len(_words(text).split()) >= WORDS]
+    assert len(long) > 300
+    assert not any(fence.lets_in(f"Please answer this: {text} Thank you.") for text in long)
     built = fenced([*code_prompts(0)[:3000], *arithmetic_prompts(1000)], fence)
     assert len(built) > 1000
     inside = [_words(one.text) for one in built]
