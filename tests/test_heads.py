@@ -19,8 +19,9 @@ from adaptive_spec.errors import HeadError
 from adaptive_spec.heads.config import CORRECTORS, HeadConfig, target_facts
 from adaptive_spec.heads.context import ContextSlots
 from adaptive_spec.heads.corrector import LowRank
+from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import WEIGHTS, Stored, digest, load_head, save_head
+from adaptive_spec.heads.store import WEIGHTS, Stored, load_head, save_head
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.target import describe, head_facts
 from adaptive_spec.testing.tiny import tiny_model

@@ -14,8 +14,9 @@ from adaptive_spec.config import Config, load_config
 from adaptive_spec.errors import ArgumentError, CatalogueError, HeadError
 from adaptive_spec.heads import shelf
 from adaptive_spec.heads.config import HeadConfig, target_facts
+from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.store import digest, save_head
+from adaptive_spec.heads.store import save_head
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.target import describe, head_facts
 from adaptive_spec.testing.tiny import tiny_model

@@ -23,9 +23,10 @@ from adaptive_spec.drafters.coupling import Node, Sapling, couple, hang
 from adaptive_spec.errors import ArgumentError, HeadError
 from adaptive_spec.heads.branches import Branches, Depths
 from adaptive_spec.heads.config import check_target
+from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.memory import HeadMemory, Known
-from adaptive_spec.heads.store import Stored, digest
+from adaptive_spec.heads.store import Stored
 from adaptive_spec.target import describe
 from adaptive_spec.types import Plan
 

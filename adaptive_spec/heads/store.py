@@ -6,7 +6,6 @@ the target's shape, and a digest of its weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,13 +26,12 @@ from adaptive_spec.heads.config import (
     read_config,
 )
 from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.shelf import find
 
 TARGET = ("model_type", "layers", "hidden", "vocab", "digest")
 """What a head of our own must know of its target."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What weights may be stored in."""
-SAMPLE = 64
-"""Numbers of every weight that the digest looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +50,8 @@ class Stored:
 
     @staticmethod
     def from_pretrained(name: str | Path) -> Stored:
-        """Read a head: a folder, a name of the shelf or a hub id; see ``load_any``."""
-        from adaptive_spec.heads.public import load_any
-        from adaptive_spec.heads.shelf import find
-
-        return load_any(name if (Path(name) / CONFIG).exists() else find(str(name)))
-
-
-def digest(model: torch.nn.Module) -> str:
-    """A hash of the target's weights, equal in float32 and bfloat16 if they hold equal numbers."""
-    found = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        found.update(f"{name} {tuple(weight.shape)}".encode())
-        flat = weight.detach().flatten()
-        some = flat[:: max(flat.numel() // SAMPLE, 1)][:SAMPLE]
-        found.update(some.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
-    return found.hexdigest()[:32]
+        """Read a head of our own format: a folder, a name of the shelf or a hub id."""
+        return load_head(name if (Path(name) / CONFIG).exists() else find(str(name)))
 
 
 def save_head(

@@ -10,8 +10,9 @@ import torch
 from adaptive_spec import models, prompts
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.heads.config import CORRECTORS, target_facts
+from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.shelf import find
-from adaptive_spec.heads.store import digest, load_head
+from adaptive_spec.heads.store import load_head
 from adaptive_spec.options import about
 from adaptive_spec.target import decoder_layers, describe, refuse
 from adaptive_spec.training.beginning import fresh_head
