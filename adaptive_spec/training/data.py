@@ -75,17 +75,19 @@ class Shards:
         }
         about = {"answer_tokens": str(int((sizes[:, 0] - sizes[:, 1]).sum()))}
         needed = sum(value.nbytes for value in tensors.values())
-        while self.bytes + needed > self.most_bytes and len(self.paths()) > 1:
-            self.full = True
-            self.paths()[0].unlink()
+        self._make_room(needed)
         try:
             write_tensors(path, tensors, about)
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"cannot write training data to {self.folder}: {error}") from error
-        while self.bytes > self.most_bytes and len(self.paths()) > 1:
+        self._make_room(0)
+        return path
+
+    def _make_room(self, needed: int) -> None:
+        """Let the oldest shards go until ``needed`` more bytes fit, but for the last one."""
+        while self.bytes + needed > self.most_bytes and len(self.paths()) > 1:
             self.full = True
             self.paths()[0].unlink()
-        return path
 
     def read(self, path: Path) -> list[Written]:
         """The sequences of a shard.
