@@ -173,15 +173,11 @@ class CausalParallelDrafter:
         """Give nodes their children: the depth's candidates, scored for the node's own branch."""
         place = np.array([draft.place + node.depth for draft, node in asked])
         logq = self._branches.children(depths, place, self._states(asked))
-        order = np.argsort(-logq, axis=1, kind="stable")
-        logq = np.take_along_axis(logq, order, axis=1)
-        tokens = np.take_along_axis(depths.tokens[place], order, axis=1)
-        chance = logq
+        tokens, entropy, chance = depths.tokens[place], depths.entropy[place], logq
         if self.reads_noise:
             requests = [draft.request for draft, _ in asked]
             positions = [len(draft.request.tokens) + node.depth for draft, node in asked]
             chance = couple(requests, positions, tokens, logq)
-        entropy = depths.entropy[place]
         hang([node for _, node in asked], tokens, logq, chance, entropy, self._siblings)
 
     def _states(self, asked: Sequence[tuple[_Draft, Node]]) -> torch.Tensor:

@@ -71,6 +71,8 @@ def couple(
         token: [M, C] candidates.
         logq: [M, C] their log-probabilities.
     """
+    if all(request.noise is None for request in requests):
+        return logq
     rest = np.clip(1.0 - np.exp(logq).sum(axis=1), 0.0, 1.0)
     chance = logq.copy()
     alike: dict[tuple[str, int], list[int]] = {}  # one call of the noise per request and position
@@ -103,17 +105,21 @@ def hang(
 
     Args:
         nodes: [M].
-        token, logq: [M, C] candidates and what the drafter gives them, at least two, best first.
+        token, logq: [M, C] candidates, at least two, and what the drafter gives them.
         chance: [M, C] log-probabilities that rank and price them; those not finite cannot be.
         entropy: [M] of the drafter's whole distribution, in nats.
     """
-    best = np.argsort(-chance, axis=1, kind="stable")[:, :most].tolist()
+    rows = np.arange(len(nodes))[:, None]
+    best = np.argsort(-chance, axis=1, kind="stable")[:, :most]
+    tokens, odds = token[rows, best].tolist(), np.minimum(chance[rows, best], 0.0).tolist()
+    leading = np.partition(logq, -2, axis=1)[:, -2:]
+    margins = (leading[:, 1] - leading[:, 0]).tolist()
     for row, node in enumerate(nodes):
-        node.margin, node.entropy = float(logq[row, 0] - logq[row, 1]), float(entropy[row])
+        node.margin, node.entropy = margins[row], float(entropy[row])
         node.children = [
-            (int(token[row, c]), odds, Node(int(token[row, c]), node, node.depth + 1))
-            for c in best[row]
-            if isfinite(odds := min(float(chance[row, c]), 0.0))
+            (child, odd, Node(child, node, node.depth + 1))
+            for child, odd in zip(tokens[row], odds[row], strict=True)
+            if isfinite(odd)
         ]
 
 

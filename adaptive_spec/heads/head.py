@@ -158,7 +158,7 @@ class Head(nn.Module):
         if query is not None and (shift := self.corrector.shift(query)) is not None:
             hidden = hidden + shift
         normed: torch.Tensor = self.norm(hidden)
-        scores = normed @ self.output.T.to(normed.dtype)
+        scores = nn.functional.linear(normed, self.output.to(normed.dtype))
         bias = None if query is None else self.corrector.bias(query)
         return scores if bias is None else scores + bias
 

@@ -74,11 +74,11 @@ class HeadMemory:
         late = [known for name in requests if self._waits(known := self._known[name])]
         if not late:
             return
-        taps = torch.cat([taps for known in late for taps, _ in known.waiting])
+        taps = [taps for known in late for taps, _ in known.waiting]
         places = [np.concatenate([place for _, place in known.waiting]) for known in late]
-        missing = -len(taps) % SIZES
-        filled = torch.nn.functional.pad(taps, (0, 0, 0, missing))
-        where = np.pad(np.concatenate(places), (0, missing))
+        missing = -sum(len(place) for place in places) % SIZES
+        filled = torch.cat([*taps, taps[0].new_zeros((missing, taps[0].shape[1]))])
+        where = np.concatenate([*places, np.zeros(missing, dtype=np.int64)])
         positions = torch.from_numpy(where)[None].to(self._device)
         fused = self._head.fuse([filled])[None]
         fused = torch.nan_to_num(fused, nan=0.0, posinf=0.0, neginf=0.0)  # or all drafts are lost
