@@ -27,7 +27,7 @@ and the target verifies them, so that the text is exactly what the target writes
 |---|---|
 | target | {model} (`{model_type}`, {target_layers} layers, hidden size {hidden}) |
 | weights of the target | `{digest}` (digest of a sample) |
-| head | {layers} layers, block {block}, taps {taps}, corrector `{corrector}` (rank {rank}) |
+| head | {layers}, block {block}, taps {taps}, corrector `{corrector}` (rank {rank}) |
 | drafted tokens | {vocab} |
 | steps | {step}, {minutes:.0f} minutes on a CPU |
 | text learned from | {written:,} answer tokens, written by the target itself |
@@ -73,7 +73,7 @@ def write_card(folder: Path, model: str, log: Path) -> None:
         hidden=target["hidden"],
         digest=target["digest"],
         depth=head["block"] if head["ahead"] else head["block"] - 1,
-        layers=head["layers"],
+        layers="1 layer" if head["layers"] == 1 else f"{head['layers']} layers",
         block=head["block"],
         taps=", ".join(map(str, head["taps"])),
         corrector=head["corrector"],
