@@ -23,6 +23,7 @@ from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
 from adaptive_spec.heads.head import Head
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.testing.drafters import ScriptedDrafter
+from adaptive_spec.sampling import KeyedNoise
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain, run
 from adaptive_spec.types import ROOT
@@ -214,3 +215,25 @@ def survivals(tree: CandidateTree) -> list[float]:
     for above, logq in zip(tree.parent.tolist(), tree.logq.tolist(), strict=True):
         found.append(logq + (found[above] if above != ROOT else 0.0))
     return found
+
+
+@pytest.mark.fault("L12")
+def test_under_noise_the_candidates_are_those_that_may_be_drawn() -> None:
+    """Eight candidates of a flat head: the best child is the one that wins with the noise among all
+    tokens, not among the eight likeliest."""
+    model = tiny_model("llama")
+    head = tiny_head(model, corrector="none")
+    drafter = Seen(head, candidates=8, coupled=True)
+    noise, others = KeyedNoise(5), 0
+    with AdaptiveDecoder(model, {"policy": "fixed:6"}, drafter=drafter) as decoder:
+        session = decoder.start(PROMPT, max_new_tokens=40, do_sample=True, temperature=0.8, seed=5)
+        while not session.finished:
+            session.step()
+    for tokens, heat, tree in drafter.seen:
+        text = written(model, [*tokens, 1, 1], len(tokens), head.config.taps)
+        scores = head.logits(_slots(head, text, len(tokens) - 1)[0]).double() / heat
+        gumbel = noise.gumbel(len(tokens), np.arange(len(scores)))
+        best = int(np.argmax(scores.detach().numpy() + gumbel))
+        others += best not in scores.topk(8).indices.tolist()
+        assert int(tree.token[tree.parent == ROOT][0]) == best
+    assert others > len(drafter.seen) / 4

@@ -21,14 +21,14 @@ import torch
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.drafters.coupling import Node, Sapling, couple, hang
 from adaptive_spec.errors import ArgumentError, HeadError
-from adaptive_spec.heads.branches import Branches, Depths
+from adaptive_spec.heads.branches import Branches, Depths, Noise
 from adaptive_spec.heads.config import check_target
 from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.memory import HeadMemory, Known
 from adaptive_spec.heads.store import Stored
 from adaptive_spec.target import describe
-from adaptive_spec.types import Plan
+from adaptive_spec.types import Floats, Ints, Plan
 
 LARGE = 4
 """Rounds that a large tree should take."""
@@ -146,10 +146,27 @@ class CausalParallelDrafter:
         for place, draft in enumerate(drafts):
             draft.place = place * hidden.shape[1]
         heat = np.array([draft.request.temperature or 1.0 for draft in drafts])
-        depths = self._branches.look(hidden.flatten(0, 1), heat.repeat(hidden.shape[1]))
+        noise = self._noise(drafts, hidden.shape[1])
+        depths = self._branches.look(hidden.flatten(0, 1), heat.repeat(hidden.shape[1]), noise)
         if depths is None:
             context.clear()
         return depths
+
+    def _noise(self, drafts: Sequence[_Draft], levels: int) -> Noise | None:
+        """Of every request at every level; None if no request draws."""
+        if not self.reads_noise or all(draft.request.noise is None for draft in drafts):
+            return None
+
+        def of(tokens: Ints) -> Floats:
+            found = np.zeros(tokens.shape)
+            for draft in drafts:
+                if (keyed := draft.request.noise) is not None:
+                    for level in range(levels):
+                        position, row = len(draft.request.tokens) + level, draft.place + level
+                        found[row] = keyed.gumbel(position, tokens[row])
+            return found
+
+        return of
 
     def _grow(self, drafts: Sequence[_Draft], depths: Depths) -> None:
         """Rounds of expansions, while one of them can change a tree."""
@@ -172,12 +189,12 @@ class CausalParallelDrafter:
     def _expand(self, asked: Sequence[tuple[_Draft, Node]], depths: Depths) -> None:
         """Give nodes their children: the depth's candidates, scored for the node's own branch."""
         place = np.array([draft.place + node.depth for draft, node in asked])
-        logq = self._branches.children(depths, place, self._states(asked))
+        logq, unseen = self._branches.children(depths, place, self._states(asked))
         tokens, entropy, chance = depths.tokens[place], depths.entropy[place], logq
         if self.reads_noise:
             requests = [draft.request for draft, _ in asked]
             positions = [len(draft.request.tokens) + node.depth for draft, node in asked]
-            chance = couple(requests, positions, tokens, logq)
+            chance = couple(requests, positions, tokens, logq, unseen)
         hang([node for _, node in asked], tokens, logq, chance, entropy, self._siblings)
 
     def _states(self, asked: Sequence[tuple[_Draft, Node]]) -> torch.Tensor:

@@ -12,6 +12,7 @@ vocabulary, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,16 @@ import torch
 
 from adaptive_spec.heads.head import Head
 from adaptive_spec.types import Floats, Ints
+
+
+LEAST = 1e-6
+"""Of all probability, what is left to other tokens at least."""
+POOL = 512
+"""Likeliest tokens of a place whose noise is looked up, where there is noise."""
+SURE = 4
+"""Likeliest tokens that are candidates whatever their noise: a node's features are made of them."""
+Noise = Callable[[Ints], Floats]
+"""Target ids [P, n] -> the noise that each place's token will be drawn with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +45,11 @@ class Depths:
     keys: torch.Tensor
     """[P, C, r] float32."""
     tokens: Ints
-    """[P, C] the candidates as target ids, likeliest first."""
+    """[P, C] the candidates as target ids."""
     rest: Floats
     """[P] log of the summed exponentials of all other scores, at the place's temperature."""
+    unseen: Floats
+    """[P] the same of those scores that no noise was looked up for."""
     entropy: Floats
     """[P] of the slot's own distribution at that temperature, in nats."""
     heat: Floats
@@ -55,12 +68,16 @@ class Branches:
         self._head, self._candidates = head, candidates
         self._keys = head.keys()
 
-    def look(self, hidden: torch.Tensor, heat: Floats) -> Depths | None:
-        """Choose the candidates.
+    def look(self, hidden: torch.Tensor, heat: Floats, noise: Noise | None = None) -> Depths | None:
+        """Choose the candidates: the likeliest tokens, or those that are likeliest with the noise.
+
+        The target's token maximises its log-probability and the noise, so under noise a token that
+        is not among the likeliest can be a better guess than one that is.
 
         Args:
             hidden: [P, H] what the layers gave.
             heat: [P] temperatures to draft at.
+            noise: of those tokens that it is asked for; None where nothing is drawn.
 
         Returns:
             None if any score is not finite.
@@ -68,7 +85,8 @@ class Branches:
         scores = self._head.logits(hidden).float()
         if not bool(torch.isfinite(scores.amax())):
             return None
-        best, candidates = scores.topk(self._candidates, dim=-1)
+        count = self._candidates if noise is None else max(POOL, self._candidates)
+        best, candidates = scores.topk(min(count, scores.shape[1]), dim=-1)
         top = best[:, :1]
         powers = scores.sub_(top)  # torch's own logsumexp and entr are many times slower on a CPU
         if (heat != 1.0).any():
@@ -77,21 +95,36 @@ class Branches:
         powers.exp_()
         summed = powers.sum(dim=-1)
         expected = inner.mul_(powers).sum(dim=-1) / summed
-        seen = powers.gather(1, candidates).sum(dim=-1)
+        known = powers.gather(1, candidates)
+        pool = known.sum(dim=-1)
+        if noise is not None:
+            chosen = self._pick(best, candidates, heat, noise)
+            best, candidates = best.gather(1, chosen), candidates.gather(1, chosen)
+            known = known.gather(1, chosen)
         wide = hidden.float()
-        facts = torch.stack([top[:, 0], summed, seen, expected]).double().cpu().numpy()
-        highest, all_of_it, looked_at, mean = facts
-        unseen = np.maximum(all_of_it - looked_at, 1e-6 * all_of_it)
+        sums = [top[:, 0], summed, known.sum(dim=-1), pool, expected]
+        highest, whole, kept, looked_at, mean = torch.stack(sums).double().cpu().numpy()
         return Depths(
             hidden=wide,
             gates=self._head.corrector.gates(wide),
             scores=best,
             keys=self._keys[candidates].float(),
             tokens=self._head.target_ids(candidates).cpu().numpy(),
-            rest=highest / heat + np.log(unseen),
-            entropy=np.log(all_of_it) - mean,
+            rest=highest / heat + np.log(np.maximum(whole - kept, LEAST * whole)),
+            unseen=highest / heat + np.log(np.maximum(whole - looked_at, LEAST * whole)),
+            entropy=np.log(whole) - mean,
             heat=heat,
         )
+
+    def _pick(
+        self, best: torch.Tensor, pool: torch.Tensor, heat: Floats, noise: Noise
+    ) -> torch.Tensor:
+        """[P, C] places in the pool [P, n] of the tokens that are likeliest with their noise."""
+        scores = best.double().cpu().numpy() / heat[:, None]
+        scores += noise(self._head.target_ids(pool).cpu().numpy())
+        scores[:, :SURE] = np.inf
+        chosen = np.argpartition(-scores, self._candidates - 1, axis=1)[:, : self._candidates]
+        return torch.from_numpy(np.sort(chosen, axis=1)).to(pool.device)
 
     def begin(self, token: torch.Tensor) -> torch.Tensor:
         """[M] anchors -> [M, size] states of branches that begin there."""
@@ -101,14 +134,19 @@ class Branches:
         """[M, size] of the parents and [M] tokens -> [M, size]."""
         return self._head.corrector.step(state, self.begin(token))
 
-    def children(self, depths: Depths, place: Ints, state: torch.Tensor) -> Floats:
-        """[M, C] log-probabilities of the candidates as children of nodes.
+    def children(
+        self, depths: Depths, place: Ints, state: torch.Tensor
+    ) -> tuple[Floats, Floats]:
+        """Log-probabilities of the candidates as children of nodes.
 
         What was not looked at keeps its uncorrected scores.
 
         Args:
             place: [M] whose candidates the children are.
             state: [M, size] of the branches that end in the nodes.
+
+        Returns:
+            [M, C], and [M] the probability of all tokens whose noise was not looked up.
         """
         where = torch.from_numpy(place).to(state.device)
         scores, corrector = depths.scores[where], self._head.corrector
@@ -124,5 +162,5 @@ class Branches:
         found = scores.double().cpu().numpy() / depths.heat[place, None]
         highest = found.max(axis=1)
         seen = highest + np.log(np.exp(found - highest[:, None]).sum(axis=1))
-        logq: Floats = found - np.logaddexp(seen, depths.rest[place])[:, None]
-        return logq
+        total = np.logaddexp(seen, depths.rest[place])
+        return found - total[:, None], np.exp(depths.unseen[place] - total)
