@@ -22,8 +22,8 @@ from adaptive_spec.drafters.base import CandidateTree, Committed
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
 from adaptive_spec.heads.head import Head
 from adaptive_spec.hf import AdaptiveDecoder
-from adaptive_spec.testing.drafters import ScriptedDrafter
 from adaptive_spec.sampling import KeyedNoise
+from adaptive_spec.testing.drafters import ScriptedDrafter
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain, run
 from adaptive_spec.types import ROOT

@@ -21,7 +21,6 @@ import torch
 from adaptive_spec.heads.head import Head
 from adaptive_spec.types import Floats, Ints
 
-
 LEAST = 1e-6
 """Of all probability, what is left to other tokens at least."""
 POOL = 512
@@ -134,9 +133,7 @@ class Branches:
         """[M, size] of the parents and [M] tokens -> [M, size]."""
         return self._head.corrector.step(state, self.begin(token))
 
-    def children(
-        self, depths: Depths, place: Ints, state: torch.Tensor
-    ) -> tuple[Floats, Floats]:
+    def children(self, depths: Depths, place: Ints, state: torch.Tensor) -> tuple[Floats, Floats]:
         """Log-probabilities of the candidates as children of nodes.
 
         What was not looked at keeps its uncorrected scores.
