@@ -56,7 +56,8 @@ class CausalParallelDrafter:
         context_limit: the target's.
         width: nodes expanded together per request; more for trees of ``LARGE`` times as many.
         siblings: most children considered per node.
-        candidates: likeliest tokens of a depth that the corrector scores.
+        candidates: tokens of a depth that the corrector scores: the likeliest, with their noise
+            where it is read.
         coupled: above temperature 0, rank children by the noise that the target draws with.
 
     Raises:
