@@ -133,8 +133,7 @@ def test_each_request_reads_its_own_noise_at_its_own_position() -> None:
     asked = [("a", 7), ("b", 7), ("greedy", 7), ("a", 8), ("a", 7)]
     token = np.stack([draw.permutation(50)[:6] for _ in asked])
     logq = log_softmax(draw.normal(size=(len(asked), 6))) + np.log(0.9)
-    unseen, positions = np.full(len(asked), 0.1), [place for _, place in asked]
-    got = couple([requests[name] for name, _ in asked], positions, token, logq, unseen)
+    got = couple([requests[name] for name, _ in asked], [p for _, p in asked], token, logq)
     for row, (name, position) in enumerate(asked):
         want = logq[row]
         if (seed := seeds[name]) is not None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
-from adaptive_spec.drafters.coupling import Node, Sapling, couple, hang
+from adaptive_spec.drafters.coupling import Node, Sapling, coupled_logq, hang
 from adaptive_spec.errors import ArgumentError, HeadError
 from adaptive_spec.heads.branches import Branches, Depths, Noise
 from adaptive_spec.heads.config import check_target
@@ -192,10 +192,10 @@ class CausalParallelDrafter:
         place = np.array([draft.place + node.depth for draft, node in asked])
         logq, unseen = self._branches.children(depths, place, self._states(asked))
         tokens, entropy, chance = depths.tokens[place], depths.entropy[place], logq
-        if self.reads_noise:
-            requests = [draft.request for draft, _ in asked]
-            positions = [len(draft.request.tokens) + node.depth for draft, node in asked]
-            chance = couple(requests, positions, tokens, logq, unseen)
+        if depths.noise is not None:
+            draws = np.array([draft.request.noise is not None for draft, _ in asked])
+            coupled = coupled_logq(logq, depths.noise[place], unseen)
+            chance = np.where(draws[:, None], coupled, logq)
         hang([node for _, node in asked], tokens, logq, chance, entropy, self._siblings)
 
     def _states(self, asked: Sequence[tuple[_Draft, Node]]) -> torch.Tensor:

@@ -61,11 +61,7 @@ def coupled_logq(
 
 
 def couple(
-    requests: Sequence[DraftRequest],
-    positions: Sequence[int],
-    token: Ints,
-    logq: Floats,
-    unseen: Floats,
+    requests: Sequence[DraftRequest], positions: Sequence[int], token: Ints, logq: Floats
 ) -> Floats:
     """[M, C] ``coupled_logq`` with each request's own noise; ``logq`` itself where there is none.
 
@@ -74,10 +70,10 @@ def couple(
         positions: [M] index in the request of the token that the children guess.
         token: [M, C] candidates.
         logq: [M, C] their log-probabilities.
-        unseen: [M] probability of all tokens whose noise was not looked at.
     """
     if all(request.noise is None for request in requests):
         return logq
+    rest = np.clip(1.0 - np.exp(logq).sum(axis=1), 0.0, 1.0)
     chance = logq.copy()
     alike: dict[tuple[str, int], list[int]] = {}  # one call of the noise per request and position
     for row, (request, position) in enumerate(zip(requests, positions, strict=True)):
@@ -85,7 +81,7 @@ def couple(
     for (_, position), rows in alike.items():
         if (noise := requests[rows[0]].noise) is not None:
             gumbel = noise.gumbel(position, token[rows].ravel()).reshape(len(rows), -1)
-            chance[rows] = coupled_logq(logq[rows], gumbel, unseen[rows])
+            chance[rows] = coupled_logq(logq[rows], gumbel, rest[rows])
     return chance
 
 

@@ -231,8 +231,7 @@ class DraftModelDrafter:
         chance = logq
         if self.reads_noise:
             positions = [draft.length + node.depth for draft, node in asked]
-            unseen = np.clip(1.0 - np.exp(logq).sum(axis=1), 0.0, 1.0)
-            chance = couple(requests, positions, token, logq, unseen)
+            chance = couple(requests, positions, token, logq)
         hang([node for _, node in asked], token, logq, chance, entropy, self._siblings)
 
     # -- one forward ----------------------------------------------------------------------------

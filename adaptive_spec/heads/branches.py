@@ -47,8 +47,10 @@ class Depths:
     """[P, C] the candidates as target ids."""
     rest: Floats
     """[P] log of the summed exponentials of all other scores, at the place's temperature."""
+    noise: Floats | None
+    """[P, C] that the candidates will be drawn with; None where nothing is drawn."""
     unseen: Floats
-    """[P] the same of those scores that no noise was looked up for."""
+    """[P] as ``rest``, of those scores that no noise was looked up for."""
     entropy: Floats
     """[P] of the slot's own distribution at that temperature, in nats."""
     heat: Floats
@@ -96,8 +98,9 @@ class Branches:
         expected = inner.mul_(powers).sum(dim=-1) / summed
         known = powers.gather(1, candidates)
         pool = known.sum(dim=-1)
+        drawn: Floats | None = None
         if noise is not None:
-            chosen = self._pick(best, candidates, heat, noise)
+            chosen, drawn = self._pick(best, candidates, heat, noise)
             best, candidates = best.gather(1, chosen), candidates.gather(1, chosen)
             known = known.gather(1, chosen)
         wide = hidden.float()
@@ -110,6 +113,7 @@ class Branches:
             keys=self._keys[candidates].float(),
             tokens=self._head.target_ids(candidates).cpu().numpy(),
             rest=highest / heat + np.log(np.maximum(whole - kept, LEAST * whole)),
+            noise=drawn,
             unseen=highest / heat + np.log(np.maximum(whole - looked_at, LEAST * whole)),
             entropy=np.log(whole) - mean,
             heat=heat,
@@ -117,13 +121,15 @@ class Branches:
 
     def _pick(
         self, best: torch.Tensor, pool: torch.Tensor, heat: Floats, noise: Noise
-    ) -> torch.Tensor:
-        """[P, C] places in the pool [P, n] of the tokens that are likeliest with their noise."""
-        scores = best.double().cpu().numpy() / heat[:, None]
-        scores += noise(self._head.target_ids(pool).cpu().numpy())
+    ) -> tuple[torch.Tensor, Floats]:
+        """[P, C] places in the pool [P, n] of those likeliest with their noise, and [P, C] it."""
+        drawn = noise(self._head.target_ids(pool).cpu().numpy())
+        scores = best.double().cpu().numpy() / heat[:, None] + drawn
         scores[:, :SURE] = np.inf
         chosen = np.argpartition(-scores, self._candidates - 1, axis=1)[:, : self._candidates]
-        return torch.from_numpy(np.sort(chosen, axis=1)).to(pool.device)
+        chosen = np.sort(chosen, axis=1)
+        found: Floats = np.take_along_axis(drawn, chosen, axis=1)
+        return torch.from_numpy(chosen).to(pool.device), found
 
     def begin(self, token: torch.Tensor) -> torch.Tensor:
         """[M] anchors -> [M, size] states of branches that begin there."""
