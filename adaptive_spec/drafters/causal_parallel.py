@@ -32,6 +32,9 @@ from adaptive_spec.types import Floats, Ints, Plan
 
 LARGE = 4
 """Rounds that a large tree should take."""
+SHARPNESS = 0.7
+"""How near a head's q is believed to be to p under noise, see ``coupling``: the deeper slots of one
+forward err by more than a model that is asked anew at every depth."""
 
 
 @dataclass(slots=True, eq=False)
@@ -194,7 +197,7 @@ class CausalParallelDrafter:
         tokens, entropy, chance = depths.tokens[place], depths.entropy[place], logq
         if depths.noise is not None:
             draws = np.array([draft.request.noise is not None for draft, _ in asked])
-            coupled = coupled_logq(logq, depths.noise[place], unseen)
+            coupled = coupled_logq(logq, depths.noise[place], unseen, SHARPNESS)
             chance = np.where(draws[:, None], coupled, logq)
         hang([node for _, node in asked], tokens, logq, chance, entropy, self._siblings)
 
