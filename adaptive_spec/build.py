@@ -50,11 +50,23 @@ def find_drafters(config: Config) -> list[tuple[Entry[Drafter], str | None]]:
     """
     if config.drafter == AUTO:
         return []
-    found = [DRAFTERS.find(name.strip()) for name in config.drafter.split("+")]
+    found = [DRAFTERS.find(name) for name in _split(config.drafter)]
     names = [entry.name for entry, _ in found]
     if len(set(names)) < len(names):
         raise ArgumentError("drafter", config.drafter, "every drafter may come once")
     return found
+
+
+def _split(names: str) -> list[str]:
+    """``a+b:ARG`` at its plus signs, but not at those within a path that is an argument."""
+    known, parts = {entry.name for entry in DRAFTERS.entries()}, list[str]()
+    for part in names.split("+"):
+        within = parts and "/" in parts[-1] and part.partition(":")[0].strip() not in known
+        if within:
+            parts[-1] = f"{parts[-1]}+{part}"
+        else:
+            parts.append(part)
+    return [part.strip() for part in parts]
 
 
 def build_drafters(config: Config, context: DraftContext) -> list[Drafter]:

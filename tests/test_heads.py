@@ -153,7 +153,6 @@ def _along(head: Head, hidden: torch.Tensor, path: list[int], heat: float) -> to
     return (head.logits(hidden[len(path) - 1], states[-1]).float() / heat).log_softmax(-1)
 
 
-@pytest.mark.fault("C5")
 @torch.no_grad()
 def test_a_head_that_knows_the_target_is_accepted_for_200_tokens() -> None:
     """A target whose next token depends on the last alone, and a head that was told so."""

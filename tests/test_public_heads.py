@@ -171,10 +171,13 @@ def test_logits_are_those_of_the_description(
     assert (got - other).abs().max() / want.abs().max() > 1e-3  # the mask matters
 
 
-@pytest.mark.parametrize(("causal", "markov"), [(True, False), (False, True)], ids=str)
-def test_public_heads_draft(tmp_path: Path, causal: bool, markov: bool) -> None:
-    model = tiny_model("qwen3")
-    checkpoint(tmp_path, model, causal=causal, markov=markov, qk=True)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    ("causal", "markov"), [(True, False), (False, False), (False, True)], ids=str
+)
+def test_public_heads_draft(tmp_path: Path, kind: str, causal: bool, markov: bool) -> None:
+    model = tiny_model(kind)
+    checkpoint(tmp_path, model, causal=causal, markov=markov, qk=kind == "qwen3")
     drafter = for_target(load_any(tmp_path), model)
     with AdaptiveDecoder(model, {"policy": "fixed:9"}, drafter=drafter) as decoder:
         session = decoder.start(PROMPT, max_new_tokens=25)
@@ -208,16 +211,24 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         ({"dflash_config": {**about["dflash_config"], "mask_token_id": 10**9}}, "mask_token"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
         ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(HeadError, match=field):
             load_any(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**about, "num_key_value_heads": None}))
+    with pytest.raises(HeadError, match="k_proj"):  # as many as heads: the weights have fewer
+        load_any(tmp_path)
     eagle = tmp_path / "eagle"
     eagle.mkdir()
-    (eagle / "config.json").write_text('{"architectures": ["LlamaForCausalLMEagle3"]}')
     (eagle / "pytorch_model.bin").write_bytes(b"never read")
-    with pytest.raises(HeadError, match="EAGLE-3 is not supported"):
-        load_any(eagle)
+    for known in (
+        {"architectures": ["LlamaForCausalLMEagle3"]},
+        {"architectures": ["LlamaForCausalLM"], "draft_vocab_size": 32000},
+    ):
+        (eagle / "config.json").write_text(json.dumps(known))
+        with pytest.raises(HeadError, match="EAGLE-3 is not supported"):
+            load_any(eagle)
     (tmp_path / "config.json").write_text(json.dumps({**about, "speculators_config": {}}))
     with pytest.raises(HeadError, match="speculators"):
         load_any(tmp_path)

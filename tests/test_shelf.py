@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from adaptive_spec.build import find_drafters
 from adaptive_spec.config import Config, load_config
 from adaptive_spec.errors import ArgumentError, CatalogueError, HeadError
 from adaptive_spec.heads import shelf
-from adaptive_spec.heads.config import HeadConfig, target_facts
+from adaptive_spec.heads.config import WEIGHTS, HeadConfig, target_facts
 from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.store import save_head
@@ -102,4 +103,7 @@ def test_the_list(shipped: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_heads_in_the_package_are_small_and_whole() -> None:
     for one in shelf.listing():
         assert one.bytes <= 25e6
+        with safe_open(Path(one.path) / WEIGHTS, framework="pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        assert {kind for name, kind in kinds.items() if name != "draft_ids"} == {"BF16"}
         assert {"README.md", "curves.png"} <= {path.name for path in Path(one.path).iterdir()}

@@ -25,7 +25,7 @@ from adaptive_spec.training.beginning import fresh_head
 from adaptive_spec.training.card import read_log
 from adaptive_spec.training.data import Shards
 from adaptive_spec.training.generating import LOOP, PERIOD, TIMES, Written, write
-from adaptive_spec.training.measuring import measure
+from adaptive_spec.training.measuring import Measured, measure
 from adaptive_spec.training.objective import Weights, _entropy, _wanted, loss
 from adaptive_spec.training.prompts import (
     Fence,
@@ -167,6 +167,10 @@ def test_shards_come_back_and_keep_their_bound(tmp_path: Path) -> None:
         small.add(texts)
     assert [one.stem for one in small.paths()] == ["000003", "000004"]
     assert small.bytes <= small.most_bytes
+    known = small.paths()
+    with pytest.raises(TrainingError, match="does not fit"):
+        Shards(tmp_path, known[0].stat().st_size // 2).add(texts)
+    assert small.paths() == known  # nothing was given up for what cannot be kept
     (tmp_path / ".000009.safetensors.tmp").write_bytes(b"torn")
     Shards(tmp_path, 1 << 30)
     assert not list(tmp_path.glob(".*.tmp"))
@@ -389,7 +393,7 @@ SETTINGS = TrainingConfig.model_validate(
 
 def _run(folder: Path, model: Any, settings: TrainingConfig = SETTINGS, **changes: Any) -> Run:
     facts = {**target_facts(describe(model)), "digest": digest(model)}
-    head = _head(model, corrector="gated", **changes)
+    head = _head(model, **{"corrector": "gated", **changes})
     return Run(folder, settings, head, facts, Pen(model), lambda *_: None, "tiny")  # type: ignore[arg-type]
 
 
@@ -478,6 +482,90 @@ def test_an_interrupted_run_goes_on_where_it_was(
     again.learn()
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [4, 8]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_check_that_is_cut_off_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    run = _run(tmp_path, model)
+    run.write(60)
+
+    def cut_off(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("adaptive_spec.training.trainer.write_card", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run.learn()
+    for _ in range(3):
+        again = _run(tmp_path, model)
+        assert again.resume()
+        again.learn()
+    assert again.step == SETTINGS.learning.steps
+    assert "Draft head for tiny" in (tmp_path / "head" / "README.md").read_text()
+    assert load_head(tmp_path / "head").training["step"] == SETTINGS.learning.steps
+
+
+def test_the_newest_head_is_kept_unless_a_former_one_was_clearly_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, model = None, tiny_model("llama")
+    kept = []
+    run = _run(tmp_path, model)
+    run.write(60)
+    for step, length in enumerate([1.5, 2.0, 1.95, 1.85, 1.91, 2.3, 1.0]):
+        found = Measured((0.5,), length, 1.0, 1.0, error=0.1)
+        monkeypatch.setattr("adaptive_spec.training.trainer.measure", lambda *_, f=found: f)
+        run.step = step
+        run.check([])
+        kept.append(load_head(tmp_path / "head").training["step"])
+    assert kept == [0, 1, 2, 2, 4, 5, 5]
+
+
+def test_the_error_of_a_measurement_is_that_of_its_texts() -> None:
+    model = tiny_model("llama")
+    draw = torch.Generator().manual_seed(0)
+    texts = _written(model, torch.randint(4, 60, (12, 5), generator=draw), end_tokens=[])
+    found = measure(_head(model).eval(), texts)
+    assert found.acceptance_length > 1.0
+    assert found.error > 0.0
+    twice = measure(_head(model).eval(), [texts[0]] * 4)
+    assert twice.error < 0.5 * found.error + 0.2  # the same text again says little new
+    with pytest.raises(TrainingError, match="no held-out answer"):
+        measure(_head(model).eval(), [_text(6)])
+
+
+def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+    from adaptive_spec.training.run import _alone
+
+    first, second = _alone(tmp_path / "run"), _alone(tmp_path / "run")
+    with first, pytest.raises(TrainingError, match="another process"), second:
+        pass
+    with _alone(tmp_path / "run"):  # free again
+        pass
+
+
+def test_a_run_without_a_corrector_begins_with_a_head_that_has_one(tmp_path: Path) -> None:
+    """How the head to compare with is made: the rest of the weights, and no corrector."""
+    model = tiny_model("llama")
+    first = _run(tmp_path / "one", model, draft_vocab=40)
+    first.write(60)
+    first.head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    first.learn()
+    given = load_head(tmp_path / "one" / "head")
+    bare = _run(tmp_path / "two", model, draft_vocab=40, corrector="none")
+    assert bare.fits(given)
+    bare.begin(given)
+    assert bare.head.config.corrector == "none"
+    assert torch.equal(bare.head.fc.weight, given.head.fc.weight)
+    assert torch.equal(bare.head.draft_ids, given.head.draft_ids)
+    assert bare.head.config.embed_scale == given.head.config.embed_scale
+    bare.write(60)
+    bare.head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    bare.learn()
+    assert not _run(tmp_path / "three", model, draft_vocab=40, block=5).fits(given)
+    assert not _run(tmp_path / "four", model, draft_vocab=40).fits(load_head(tmp_path / "two/head"))
 
 
 def test_a_full_disk_ends_a_run_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,9 +691,11 @@ def test_train_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     asked: list[str] = []
 
+    fenced_off = [one.text for one in arithmetic_prompts(400, 5)]
+
     def texts(name: str, **options: Any) -> list[str]:
         asked.append(name)
-        return ["What is 12 + 34? Show every step."]
+        return fenced_off
 
     monkeypatch.setattr(prompts, "texts", texts)
     model = save_tiny(tmp_path / "model")
@@ -616,6 +706,16 @@ def test_train_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert asked == ["humaneval", "chat"]
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
+    wordy = ("hours into minutes and into", "five more numbers and say", "of them cost, and what")
+    assert any(words in text for text in fenced_off for words in wordy)  # sums that it would ask
+    loaded, tokenizer = load(model, "float32")
+    prompted = [
+        tokenizer.decode(one.tokens[: one.prompt].tolist())
+        for path in (out / "data").glob("*.safetensors")
+        for one in Shards(out / "data", 1 << 30).read(path)
+    ]
+    assert any("multiples of" in text or "def " in text for text in prompted)
+    assert not any(words in text for text in prompted for words in wordy)
 
     (tmp_path / "run.toml").write_text(SMALL_RUN.replace("steps = 4", "steps = 6"))
     assert command([*call, "--threads", "1"]) == 0
@@ -623,7 +723,6 @@ def test_train_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "run.toml").write_text(SMALL_RUN.replace("block = 3", "block = 4"))
     assert command([*call, "--threads", "1"]) == 1
 
-    loaded, _ = load(model, "float32")
     config = {"policy": "fixed:6", "drafter": f"causal_parallel:{out / 'head'}+suffix"}
     with AdaptiveDecoder(loaded, config) as decoder:
         prompt = list(b"one two one two one")

@@ -10,6 +10,7 @@ the draft vocabulary, K/V keys and values [B, kv_heads, ., d] of one layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,9 +66,13 @@ class Head(nn.Module):
         self._lent = [embeddings.detach(), rows.detach()]
 
     def take(self, other: Head) -> None:
-        """Go on from the weights of a head of the same shape, and from its scale."""
-        self.load_state_dict(other.state_dict())
-        self.config = other.config
+        """Go on from the weights and the scale of a head of the same shape.
+
+        Its corrector is left out if this head has none.
+        """
+        own = self.state_dict()
+        self.load_state_dict({k: v for k, v in other.state_dict().items() if k in own})
+        self.config = replace(self.config, embed_scale=other.config.embed_scale)
 
     @property
     def output(self) -> torch.Tensor:

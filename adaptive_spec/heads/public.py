@@ -37,8 +37,9 @@ def load_any(folder: str | Path, dtype: torch.dtype = torch.float32) -> Stored:
     about = read_config(folder)
     if about.get("format") == FORMAT:
         return load_head(folder, dtype)
-    if "eagle" in str(about.get("architectures", "")).lower():  # often no safetensors beside it
-        raise HeadError("architectures", about["architectures"], _EAGLE)
+    named = "eagle" in str(about.get("architectures", "")).lower()
+    if named or ("draft_vocab_size" in about and "dflash_config" not in about):
+        raise HeadError("architectures", about.get("architectures"), _EAGLE)  # before its weights
     weights = read_weights(Path(folder) / WEIGHTS)
     if any(name.startswith("midlayer.") for name in weights) or "d2t" in weights:
         raise HeadError("architecture", "EAGLE-3", _EAGLE)
@@ -90,7 +91,7 @@ def _shape(about: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Hea
             "taps": wanted("target_layer_ids"),
             "layers": len(layers),
             "heads": heads,
-            "kv_heads": about.get("num_key_value_heads", heads),
+            "kv_heads": heads if (kv := about.get("num_key_value_heads")) is None else kv,
             "head_dim": about.get("head_dim") or hidden // heads,
             "intermediate": wanted("intermediate_size"),
             "block": wanted("block_size"),
@@ -117,3 +118,5 @@ def _refuse(about: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
     types = about.get("layer_types") or []
     if not isinstance(types, list) or any(one != "full_attention" for one in types):
         raise HeadError("layer_types", types, "only full_attention")
+    if about.get("use_sliding_window") and not types:
+        raise HeadError("use_sliding_window", True, "only full attention")

@@ -57,9 +57,9 @@ def find(name: str) -> Path:
     """
     if name in names():
         return SHELF / name
-    folder = Path(os.path.expanduser(name))
-    if folder.exists():
-        return folder
+    folder = os.path.expanduser(name)
+    if os.path.exists(folder):  # Path.exists raises for names that no file can have
+        return Path(folder)
     if HUB_ID.fullmatch(name):
         return _download(name)
     known = ", ".join(names()) or "none"
@@ -88,11 +88,10 @@ def made_for(model: Any) -> str | None:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # of the hub's library, of its HTTP client, of the disk
         reason = " ".join(str(error).split())
         raise CatalogueError(f"head {name!r}: the hub does not give it: {reason}") from None
 

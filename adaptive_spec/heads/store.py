@@ -7,6 +7,7 @@ the target's shape, and a digest of its weights.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class Stored:
     @staticmethod
     def from_pretrained(name: str | Path) -> Stored:
         """Read a head of our own format: a folder, a name of the shelf or a hub id."""
-        return load_head(name if (Path(name) / CONFIG).exists() else find(str(name)))
+        return load_head(name if os.path.exists(Path(name) / CONFIG) else find(str(name)))
 
 
 def save_head(

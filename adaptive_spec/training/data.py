@@ -19,6 +19,9 @@ from adaptive_spec.errors import TrainingError
 from adaptive_spec.heads.store import write_tensors
 from adaptive_spec.training.generating import Written
 
+HEADER = 512
+"""Bytes of a shard beside its tensors, at most."""
+
 
 class Shards:
     """A folder of shards.
@@ -74,20 +77,27 @@ class Shards:
             "final": torch.cat([one.final for one in sequences]),
         }
         about = {"answer_tokens": str(int((sizes[:, 0] - sizes[:, 1]).sum()))}
-        needed = sum(value.nbytes for value in tensors.values())
-        self._make_room(needed)
+        self._make_room(sum(value.nbytes for value in tensors.values()) + HEADER)
         try:
             write_tensors(path, tensors, about)
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"cannot write training data to {self.folder}: {error}") from error
-        self._make_room(0)
         return path
 
     def _make_room(self, needed: int) -> None:
-        """Let the oldest shards go until ``needed`` more bytes fit, but for the last one."""
-        while self.bytes + needed > self.most_bytes and len(self.paths()) > 1:
+        """Let the oldest shards go until ``needed`` more bytes fit.
+
+        Raises:
+            TrainingError: they never will.
+        """
+        if needed > self.most_bytes:
+            raise TrainingError(
+                f"a batch of {needed:,} bytes does not fit into the {self.most_bytes:,} that "
+                f"{self.folder} may hold: set data.most_bytes higher, or data.rows lower"
+            )
+        while self.bytes + needed > self.most_bytes and (known := self.paths()):
             self.full = True
-            self.paths()[0].unlink()
+            known[0].unlink()
 
     def read(self, path: Path) -> list[Written]:
         """The sequences of a shard.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adaptive_spec.errors import TrainingError
 from adaptive_spec.heads.head import Head
 from adaptive_spec.training.batches import batch_of
 from adaptive_spec.training.generating import Written
@@ -29,6 +31,8 @@ class Measured:
     """The same of the uncorrected guesses."""
     coverage: float
     """Share of the written tokens that can be drafted at all."""
+    error: float
+    """Standard error of ``acceptance_length`` over texts."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -36,14 +40,21 @@ class Measured:
             "acceptance_length": round(self.acceptance_length, 4),
             "base_acceptance_length": round(self.base_acceptance_length, 4),
             "coverage": round(self.coverage, 4),
+            "error": round(self.error, 4),
         }
 
 
 @torch.no_grad()
 def measure(head: Head, texts: Sequence[Written], seed: int = 0) -> Measured:
-    """Compare the head's guesses with what was written, at the same anchors every time."""
+    """Compare the head's guesses with what was written, at the same anchors every time.
+
+    Raises:
+        TrainingError: no text is long enough to hold a block.
+    """
     luck, size = random.Random(seed), head.config.block
     usable = [text for text in texts if len(text.tokens) - text.prompt >= size + 2]
+    if not usable:
+        raise TrainingError(f"no held-out answer has the {size + 2} tokens that a block needs")
     hits, base_hits, covered, total, valid = [], [], 0, 0, []
     for first in range(0, len(usable), SEQUENCES):
         some = usable[first : first + SEQUENCES]
@@ -62,18 +73,18 @@ def measure(head: Head, texts: Sequence[Written], seed: int = 0) -> Measured:
             len(known) if head.draft_ids is None else int(torch.isin(known, head.draft_ids).sum())
         )
         total += len(known)
-    if not hits:
-        return Measured((0.0,) * size, 1.0, 1.0, 0.0)
+    per_text = torch.cat([_runs(one).mean(dim=1) for one in hits])
     all_hits, all_base = torch.cat(hits).flatten(0, 1), torch.cat(base_hits).flatten(0, 1)
     count = torch.cat(valid).flatten(0, 1).sum(dim=0).clamp(min=1)
     return Measured(
         accepted=tuple((all_hits.sum(dim=0) / count).tolist()),
-        acceptance_length=1.0 + _run(all_hits),
-        base_acceptance_length=1.0 + _run(all_base),
+        acceptance_length=1.0 + float(_runs(all_hits).mean()),
+        base_acceptance_length=1.0 + float(_runs(all_base).mean()),
         coverage=covered / max(total, 1),
+        error=float(per_text.std(correction=0)) / math.sqrt(len(per_text)),
     )
 
 
-def _run(hits: torch.Tensor) -> float:
-    """Mean length of the run of hits that a block begins with, of [n, b]."""
-    return float(hits.long().cumprod(dim=1).sum(dim=1).double().mean())
+def _runs(hits: torch.Tensor) -> torch.Tensor:
+    """[..., b] -> [...] length of the run of hits that a block begins with."""
+    return hits.long().cumprod(dim=-1).sum(dim=-1).double()

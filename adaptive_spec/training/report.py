@@ -12,7 +12,7 @@ import torch
 from adaptive_spec import models, prompts
 from adaptive_spec.arguments import check_whole
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter, for_target
-from adaptive_spec.errors import AdaptiveSpecError, ArgumentError
+from adaptive_spec.errors import ArgumentError, DecodingError
 from adaptive_spec.heads.corrector import Corrector
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.public import load_any
@@ -193,7 +193,7 @@ class _Runs:
         """Totals of policies that take turns with every prompt.
 
         Raises:
-            AdaptiveSpecError: something failed on the way, so that figures would be wrong.
+            DecodingError: something failed on the way, so that figures would be wrong.
         """
         totals, failed = [_Totals() for _ in policies], False
         limit = describe(self._model).context_limit
@@ -211,5 +211,5 @@ class _Runs:
                         failed |= session.stats.draft_faults + session.stats.controller_faults > 0
             if failed or decoder.faults.count:
                 which = ", ".join(sorted(decoder.faults.count)) or "the head, or its policy"
-                raise AdaptiveSpecError(f"figures would be wrong, because this failed: {which}")
+                raise DecodingError(f"figures would be wrong, because this failed: {which}")
         return totals

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adaptive_spec import models, prompts
-from adaptive_spec.errors import ArgumentError
+from adaptive_spec.errors import ArgumentError, TrainingError
 from adaptive_spec.heads.config import CORRECTORS, target_facts
 from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.shelf import find
@@ -61,36 +64,57 @@ def train(
         raise ArgumentError("taps", list(taps), f"layers 0 to {facts.layers - 1}")
     if shape.draft_vocab is not None and shape.draft_vocab > facts.vocab:
         raise ArgumentError("draft_vocab", shape.draft_vocab, f"at most {facts.vocab}")
+    if config.data.max_new_tokens < (least := shape.block + 2):
+        allowed = f"at least {least}, which a block of {shape.block} needs"
+        raise ArgumentError("max_new_tokens", config.data.max_new_tokens, allowed)
+    with _alone(folder):
+        fence = Fence(text for name in FENCED for text in prompts.texts(name, progress=tell))
+        writer = Writer(loaded, tokenizer, list(decoder_layers(loaded)), taps, config.data, fence)
+        target = {**target_facts(facts), "digest": digest(loaded)}
+        head = fresh_head(loaded, config.head, taps)
+        run = Run(folder, config, head, target, writer, tell, model)
+        run.resume()
+        if begin is not None and run.step == 0 and run.begun is None:
+            with about("--begin", begin):
+                given = load_head(find(begin))
+            if not run.fits(given):
+                allowed = "a head for this target, of the shape that the settings ask for"
+                raise ArgumentError("begin", begin, f"{allowed} (its corrector may be left out)")
+            run.begin(given)
+        run.write(min(config.data.first_tokens, config.data.tokens))
+        if run.step == 0 and run.begun is None and head.draft_ids is not None:
+            head.draft_ids.copy_(_vocabulary(run, config.head, tokenizer))
+        head.lend(
+            loaded.get_input_embeddings().weight.detach().float(),
+            loaded.get_output_embeddings().weight.detach().float(),
+        )
+        return run.learn()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, which is freed if the holder dies.
+
+    Raises:
+        ArgumentError: it cannot be made. TrainingError: another process trains there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise ArgumentError("out", str(out), f"a folder to write to ({error.strerror})") from error
-    fence = Fence(text for name in FENCED for text in prompts.texts(name, progress=tell))
-    writer = Writer(loaded, tokenizer, list(decoder_layers(loaded)), taps, config.data, fence)
-    target = {**target_facts(facts), "digest": digest(loaded)}
-    head = fresh_head(loaded, shape, taps)
-    run = Run(folder, config, head, target, writer, tell, model)
-    run.resume()
-    if begin is not None and run.step == 0 and run.begun is None:
-        with about("--begin", begin):
-            given = load_head(find(begin))
-        same = given.head.config.shape == head.config.shape
-        if not same or given.target["digest"] != target["digest"]:
-            allowed = "a head for this target, of the shape that the settings ask for"
-            raise ArgumentError("begin", begin, allowed)
-        run.begin(given)
-    run.write(min(config.data.first_tokens, config.data.tokens))
-    if run.step == 0 and run.begun is None and head.draft_ids is not None:
-        head.draft_ids.copy_(_vocabulary(run, shape, tokenizer))
-    head.lend(
-        loaded.get_input_embeddings().weight.detach().float(),
-        loaded.get_output_embeddings().weight.detach().float(),
-    )
-    return run.learn()
+        allowed = f"a folder to write to ({error.strerror})"
+        raise ArgumentError("out", str(folder), allowed) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"another process is training in {folder}") from None
+        yield
 
 
 def _vocabulary(run: Run, shape: ShapeSection, tokenizer: Any) -> torch.Tensor:
     """The tokens that the target writes most, its special ones among them."""
     assert shape.draft_vocab is not None
     texts = (text for path in run.shards.paths() for text in run.shards.read(path))
-    return frequent(texts, shape.draft_vocab, tokenizer.all_special_ids[: shape.draft_vocab])
+    special = [one for one in tokenizer.all_special_ids if one < run.head.config.vocab]
+    return frequent(texts, shape.draft_vocab, special[: shape.draft_vocab])

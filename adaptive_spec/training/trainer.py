@@ -1,6 +1,7 @@
-"""The training run: write, learn, write more, check, keep what is best; resumable at any step.
+"""The training run: write, learn, write more, check, keep the head; resumable at any step.
 
-OUT/head        the best head so far (``heads.store``), with its model card and curves
+OUT/head        the newest head, unless a former one was better by more than chance, in the format
+                of ``heads.store``, with its model card and curves
 OUT/state       what is needed to go on: the newest weights, the optimiser's moments, counts
 OUT/data        shards of written text; OUT/held_out those that are never learned from
 OUT/log.jsonl   a line per check: losses, acceptance by slot, text written, seconds
@@ -14,6 +15,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,17 @@ class Run:
         """What is known of the training of the head that this run began with."""
         self._source: Iterator[list[Written]] | None = None
 
+    def fits(self, given: Stored) -> bool:
+        """Whether this run can begin with a head: same target, same shape but for a corrector that
+        this run's head does without."""
+        mine, theirs = self.head.config.shape, given.head.config.shape
+        if mine.corrector == "none":
+            theirs = replace(theirs, corrector="none", rank=mine.rank)
+        return mine == theirs and given.target["digest"] == self._target["digest"]
+
     def begin(self, given: Stored) -> None:
-        """Begin with the weights of a head; the text will be other text than it was trained on."""
+        """Begin with the weights of a head that ``fits``; the text will be other text than it was
+        trained on."""
         self.head.take(given.head)
         self.begun = dict(given.training)
         self._batches = int(self.begun.get("batches", self.begun.get("step", 0)))
@@ -167,7 +178,11 @@ class Run:
         return {name: float(value.detach()) for name, value in parts.items()}
 
     def check(self, recent: Sequence[dict[str, float]]) -> Measured:
-        """Measure on held-out text, write a line of the log, keep the head, the best one too."""
+        """Measure on held-out text, write a line of the log, and keep the head.
+
+        It replaces the one that was kept unless it is worse than the best by more than the standard
+        error of the measurement: less is chance, and the newer one has seen more.
+        """
         self._lap()
         self.head.eval()
         texts = [text for path in self.held.paths() for text in self.held.read(path)]
@@ -192,10 +207,10 @@ class Run:
         try:
             _append(self._folder / LOG, json.dumps(line))
             save(self._folder / CURVES, curves(self._name, read_log(self._folder / LOG)))
-            if found.acceptance_length > self._best:
-                self._best = found.acceptance_length
+            if found.acceptance_length >= self._best - found.error:
                 save_head(self._folder / HEAD, self.head, self._target, about)
                 write_card(self._folder / HEAD, self._name, self._folder / LOG)
+                self._best = max(self._best, found.acceptance_length)  # last: it may be cut off
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"cannot write to {self._folder}: {error}") from error
         self._save_state()

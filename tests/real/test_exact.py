@@ -66,6 +66,22 @@ def test_float32_is_exact(prompts: str, temperature: float, batch: int) -> None:
     assert default.drafter == "causal_parallel:smollm2-135m+suffix"  # what ships for it
 
 
+def test_the_head_that_ships_drafts_well_by_itself(prompts: str) -> None:
+    """A head that knew nothing would make one token per step; nothing is looked up here."""
+    settings = BenchSettings(
+        model="smollm2-135m",
+        suite=prompts,
+        policies=("plain", "fixed:16"),
+        drafters=("causal_parallel:smollm2-135m",),
+        repeats=1,
+        dtypes=("float32",),
+        max_new_tokens=40,
+    )
+    _, row = run_bench(settings).rows
+    assert row.identical == len(PROMPTS)
+    assert row.acceptance_length > 1.6
+
+
 @pytest.mark.fault("L1")
 def test_bfloat16_differs_at_ties_only(prompts: str) -> None:
     for row in rows(prompts, dtypes=("bfloat16",), max_new_tokens=48).values():
