@@ -80,6 +80,27 @@ def checkpoint(folder: Path, model: Any, *, causal: bool, markov: bool, qk: bool
     return weights
 
 
+SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def pitch(i: int, scaled: bool) -> float:
+    """Radians per position of the i-th pair; scaled, one of four is kept, one mixed, two slowed."""
+    plain = 5000.0 ** (-2 * i / DIM)
+    turns = 64 * plain / (2 * math.pi)
+    if not scaled or turns > 4.0:
+        return plain
+    if turns < 1.0:
+        return plain / 8.0
+    share = (turns - 1.0) / 3.0
+    return (1.0 - share) * plain / 8.0 + share * plain
+
+
 def described(
     w: dict[str, torch.Tensor],
     model: Any,
@@ -87,6 +108,7 @@ def described(
     anchor: int,
     parents: list[int],
     causal: bool,
+    scaled: bool = False,
 ) -> torch.Tensor:
     """[BLOCK - 1, V] logits of every mask slot, position by position, head by head."""
 
@@ -97,7 +119,7 @@ def described(
         half = DIM // 2
         out = x.clone()
         for i in range(half):
-            angle = position * 5000.0 ** (-2 * i / DIM)
+            angle = position * pitch(i, scaled)
             cos, sin = math.cos(angle), math.sin(angle)
             out[i] = x[i] * cos - x[half + i] * sin
             out[half + i] = x[half + i] * cos + x[i] * sin
@@ -138,16 +160,21 @@ def described(
 
 
 @pytest.mark.fault("X1")
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 @pytest.mark.parametrize(
     ("causal", "markov"), [(True, False), (False, False), (True, True), (False, True)], ids=str
 )
 @torch.no_grad()
 def test_logits_are_those_of_the_description(
-    tmp_path: Path, kind: str, causal: bool, markov: bool
+    tmp_path: Path, kind: str, causal: bool, markov: bool, scaled: bool
 ) -> None:
     model = tiny_model(kind)
     weights = checkpoint(tmp_path, model, causal=causal, markov=markov, qk=kind == "qwen3")
+    if scaled:
+        about = json.loads((tmp_path / "config.json").read_text())
+        place = {"rope_scaling": SCALING} if causal else {"rope_parameters": SCALING}
+        (tmp_path / "config.json").write_text(json.dumps({**about, **place}))
     head = load_any(tmp_path).head
     assert head.config.causal == causal
     head.lend(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
@@ -165,10 +192,11 @@ def test_logits_are_those_of_the_description(
     states = head.corrector.states(path, head.embed(path))
     got = head.logits(hidden[0, 0], states)
 
-    want = described(weights, model, taps, anchor, parents, causal)
+    want = described(weights, model, taps, anchor, parents, causal, scaled)
     assert (got - want).abs().max() / want.abs().max() < 1e-5
-    other = described(weights, model, taps, anchor, parents, not causal)
-    assert (got - other).abs().max() / want.abs().max() > 1e-3  # the mask matters
+    for other in ((not causal, scaled), (causal, not scaled)):  # mask and pitch matter
+        wrong = described(weights, model, taps, anchor, parents, *other)
+        assert (got - wrong).abs().max() / want.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
@@ -210,6 +238,9 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         ({"dflash_config": {**about["dflash_config"], "causal_head": "false"}}, "causal"),
         ({"dflash_config": {**about["dflash_config"], "mask_token_id": 10**9}}, "mask_token"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
+        ({"rope_scaling": {**SCALING, "factor": 0}}, "rope_scaling"),
+        ({"rope_scaling": "yarn"}, "rope_scaling"),
         ({"layer_types": ["sliding_attention"]}, "layer_types"),
         ({"use_sliding_window": True}, "use_sliding_window"),
     ):

@@ -64,6 +64,8 @@ class HeadConfig:
     bias: bool = False
     """Of the query, key and value projections."""
     rope_theta: float = 10_000.0
+    rope_scaling: tuple[float, ...] | None = None
+    """Of Llama 3's rotary embeddings: factor, low and high frequency factors, original context."""
     norm_eps: float = 1e-5
     embed_scale: float = 1.0
     """The target's embeddings are multiplied by this (Gemma: the root of ``hidden``)."""
@@ -90,6 +92,10 @@ class HeadConfig:
         for name in ("rope_theta", "norm_eps", "embed_scale"):
             if not getattr(self, name) > 0:
                 raise HeadError(name, getattr(self, name), "above 0")
+        if (scaling := self.rope_scaling) is not None and not (
+            len(scaling) == 4 and min(scaling) > 0 and scaling[1] < scaling[2]
+        ):
+            raise HeadError("rope_scaling", scaling, "four numbers above 0, low before high")
 
     @property
     def depth(self) -> int:
@@ -102,7 +108,8 @@ class HeadConfig:
         return replace(self, embed_scale=1.0)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "taps": list(self.taps)}
+        scaling = None if self.rope_scaling is None else list(self.rope_scaling)
+        return {**asdict(self), "taps": list(self.taps), "rope_scaling": scaling}
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> HeadConfig:
@@ -126,10 +133,12 @@ class HeadConfig:
             if name in given and not isinstance(given[name], bool):
                 raise HeadError(name, given[name], "true or false")
         for name in ("rope_theta", "norm_eps", "embed_scale"):
-            if name in given and (
-                isinstance(given[name], bool) or not isinstance(given[name], (int, float))
-            ):
+            if name in given and not _is_number(given[name]):
                 raise HeadError(name, given[name], "a number")
+        if (scaling := given.get("rope_scaling")) is not None:
+            if not isinstance(scaling, (list, tuple)) or not all(map(_is_number, scaling)):
+                raise HeadError("rope_scaling", scaling, "a list of numbers")
+            given["rope_scaling"] = tuple(map(float, scaling))
         return HeadConfig(**given)
 
 
@@ -168,6 +177,10 @@ def check_target(expected: Mapping[str, Any], facts: Architecture) -> None:
         if name in expected and expected[name] != found:
             allowed = f"the head was made for {expected[name]!r}, this target has {found!r}"
             raise HeadError(f"target.{name}", found, allowed)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _whole(name: str, value: object, least: int, most: int | None = None) -> None:

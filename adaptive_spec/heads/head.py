@@ -174,7 +174,7 @@ class Head(nn.Module):
     def _rotation(
         self, positions: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return rotation(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        return rotation(positions, self.config, dtype)
 
     def _layers(self) -> Sequence[Any]:
         return list(self.layers)

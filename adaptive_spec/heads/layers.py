@@ -11,6 +11,7 @@ of a forward (context and slots), H hidden, d head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -40,11 +41,20 @@ class RMSNorm(nn.Module):
 
 
 def rotation(
-    positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype
+    positions: torch.Tensor, config: HeadConfig, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [B, 1, M, d] of rotary position embeddings (Su et al. 2021)."""
-    steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequency = theta ** (-steps / head_dim)
+    """Cosine and sine [B, 1, M, d] of rotary position embeddings (Su et al. 2021).
+
+    With ``rope_scaling`` as Llama 3.1 does: what turns fewer times than the low factor within the
+    original context is slowed by the factor, what turns more often than the high one is not.
+    """
+    steps = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequency = config.rope_theta ** (-steps / config.head_dim)
+    if config.rope_scaling is not None:
+        factor, low, high, context = config.rope_scaling
+        turns = context * frequency / (2.0 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+        frequency = frequency * (kept + (1.0 - kept) / factor)
     angle = positions[..., None].float() * frequency
     angle = torch.cat([angle, angle], dim=-1)[:, None]
     return angle.cos().to(dtype), angle.sin().to(dtype)

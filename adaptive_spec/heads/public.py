@@ -23,6 +23,7 @@ _MARKOV = {
     "markov_head.markov_w1.weight": "corrector.inward.weight",
     "markov_head.markov_w2.weight": "corrector.outward",
 }
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _EAGLE = "EAGLE-3 is not supported: it drafts token by token"
 _UNUSED = ("confidence_head.", "rotary_emb.", "embed_tokens.", "lm_head.")
 """Tensors that are not needed to draft: estimates of our own, and what the target lends."""
@@ -79,7 +80,7 @@ def _shape(about: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Hea
     rope = about.get("rope_parameters")
     rope = rope if isinstance(rope, Mapping) else {}
     theta = rope.get("rope_theta", about.get("rope_theta"))
-    _refuse(about, rope)
+    _refuse(about)
     heads, hidden = wanted("num_attention_heads"), wanted("hidden_size")
     for name, value in (("num_attention_heads", heads), ("hidden_size", hidden)):
         if not isinstance(value, int) or value < 1:
@@ -103,6 +104,7 @@ def _shape(about: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Hea
             "qk_norm": "layers.0.self_attn.q_norm.weight" in weights,
             "bias": "layers.0.self_attn.q_proj.bias" in weights,
             "rope_theta": theta if theta is not None else 10_000.0,
+            "rope_scaling": _scaling(about.get("rope_scaling") or rope),
             "norm_eps": about.get("rms_norm_eps", 1e-6),
             "corrector": "none" if markov is None else "markov",
             "rank": 1 if markov is None else markov.shape[1],
@@ -110,11 +112,23 @@ def _shape(about: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Hea
     )
 
 
-def _refuse(about: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+def _scaling(rope: object) -> list[Any] | None:
+    """The four numbers of Llama 3's rotary embeddings; None if they are plain.
+
+    Raises:
+        HeadError: they are of another kind.
+    """
+    known = rope if isinstance(rope, Mapping) else {"rope_type": rope}
+    kind = known.get("rope_type", known.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise HeadError("rope_scaling", kind, "only llama3 is supported")
+    return [known.get(name) for name in _LLAMA3]
+
+
+def _refuse(about: Mapping[str, Any]) -> None:
     """Raise HeadError for what would be drafted wrongly without a word."""
-    kind = rope.get("rope_type", "default")
-    if kind != "default" or about.get("rope_scaling") is not None:
-        raise HeadError("rope_scaling", about.get("rope_scaling") or kind, "none is supported")
     types = about.get("layer_types") or []
     if not isinstance(types, list) or any(one != "full_attention" for one in types):
         raise HeadError("layer_types", types, "only full_attention")
