@@ -12,6 +12,7 @@ from adaptive_spec.config import Config
 from adaptive_spec.drafters.base import Drafter
 from adaptive_spec.drafters.registry import DRAFTERS, DraftContext
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.online.base import Learner, NoUpdate
 from adaptive_spec.profilers import calibration
 from adaptive_spec.profilers.acceptance import OnlineAcceptance
 from adaptive_spec.profilers.hardware import fingerprint, peaks
@@ -125,6 +126,28 @@ def build_models(
     if found.acceptance and found.acceptance.get("drafters") == list(drafters):
         acceptance.restore(found.acceptance)
     return LiveLatency(roofline, calibration=found), acceptance
+
+
+def build_learner(config: Config, drafters: Sequence[Drafter]) -> Learner:
+    """The learner that ``config.online`` describes; ``NoUpdate`` for ``never``.
+
+    Raises:
+        UnknownNameError, ArgumentError: no such rule, or no drafter that could learn.
+        UnsupportedError: the head has no corrector that can learn.
+    """
+    from adaptive_spec.online.policies import NEVER, find_rule
+
+    rule = find_rule(config.online.updates)
+    if config.online.updates == NEVER:
+        return NoUpdate()
+    from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
+    from adaptive_spec.online.learner import HeadLearner
+
+    for drafter in drafters:
+        if isinstance(drafter, CausalParallelDrafter):
+            return HeadLearner(drafter, rule, lessons=config.online.lessons)
+    allowed = "never: among the drafters is no causal_parallel, whose head could learn"
+    raise ArgumentError("online.updates", config.online.updates, allowed)
 
 
 def save_models(

@@ -78,6 +78,17 @@ class CausalParallelSection(_Section):
     siblings: int = Field(8, ge=1, le=64, description="children considered per node")
 
 
+class OnlineSection(_Section):
+    """Learning from the verifier while decoding."""
+
+    updates: str = Field(
+        "never", description="never, always or every:K: when an update of the head is tried"
+    )
+    lessons: int = Field(
+        4096, ge=64, le=1 << 20, description="verified nodes kept to learn from, 2 KB each"
+    )
+
+
 class Config(_Section):
     """Everything that can be set. See ``adaptive_spec/configs`` for the presets."""
 
@@ -104,6 +115,7 @@ class Config(_Section):
     suffix: SuffixSection = SuffixSection()
     draft_model: DraftModelSection = DraftModelSection()
     causal_parallel: CausalParallelSection = CausalParallelSection()
+    online: OnlineSection = OnlineSection()
 
     def drafter_options(self, name: str) -> dict[str, Any]:
         """The drafter's own section as keyword options; {} for drafters without one."""

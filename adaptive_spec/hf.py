@@ -15,7 +15,14 @@ import torch
 from transformers import AutoTokenizer
 
 from adaptive_spec.arguments import check_values
-from adaptive_spec.build import build_drafters, build_log, build_models, save_models, settle
+from adaptive_spec.build import (
+    build_drafters,
+    build_learner,
+    build_log,
+    build_models,
+    save_models,
+    settle,
+)
 from adaptive_spec.calls import Call, checked, prepared
 from adaptive_spec.config import ConfigLike, load_config
 from adaptive_spec.decoder import Decoder
@@ -61,6 +68,8 @@ class AdaptiveDecoder(Decoder):
         foreign = parts.keys() & {"latency", "acceptance"}
         self._models = None if foreign else models
         parts = {"latency": models[0], "acceptance": models[1], **parts}
+        if "learner" not in parts:
+            parts["learner"] = build_learner(resolved, drafters)
         parts.setdefault("log", build_log(resolved))
         super().__init__(target, resolved, drafters, **parts)
 

@@ -37,6 +37,23 @@ SHARPNESS = 0.7
 forward err by more than a model that is asked anew at every depth."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What one draft of a request was made of, for those who learn from its verdict."""
+
+    anchor: int
+    """The newest token, at the root."""
+    heat: float
+    hidden: torch.Tensor
+    """[D, H] float32, and so on as in ``heads.branches.Depths``."""
+    tokens: Ints
+    """[D, C]."""
+    scores: torch.Tensor
+    """[D, C]."""
+    rest: Floats
+    """[D]."""
+
+
 @dataclass(slots=True, eq=False)
 class _Draft:
     """One request's way through a ``propose``."""
@@ -94,6 +111,8 @@ class CausalParallelDrafter:
         self._limit = context_limit
         self._device = head.output.device
         self.memory = HeadMemory(head, context_limit, slots)
+        self.moments: dict[str, Moment] = {}
+        """By request, of the newest draft; a learner takes them out."""
 
     def start(self, request: DraftRequest) -> None:
         """An empty memory; the prompt's taps come with ``commit``."""
@@ -109,6 +128,7 @@ class CausalParallelDrafter:
 
     def finish(self, request: DraftRequest) -> None:
         """Give the request's slots back."""
+        self.moments.pop(request.id, None)
         self.memory.finish(request.id)
 
     @torch.no_grad()
@@ -120,6 +140,8 @@ class CausalParallelDrafter:
             _Draft(request, plan, self.memory[request.id])
             for request, plan in zip(requests, plans, strict=True)
         ]
+        for request in requests:
+            self.moments.pop(request.id, None)
         live = [d for d in drafts if d.plan.nodes > 0 and d.plan.depth > 0]
         if live:
             self.memory.catch_up([draft.request.id for draft in live])
@@ -132,9 +154,24 @@ class CausalParallelDrafter:
         """Trees for all; where one request spoils the forward, the others draft alone."""
         if (depths := self._forward(drafts)) is not None:
             self._grow(drafts, depths)
+            self._note(drafts, depths)
         elif len(drafts) > 1:
             for draft in drafts:
                 self._draft([draft])
+
+    def _note(self, drafts: Sequence[_Draft], depths: Depths) -> None:
+        """Views of what the drafts were made of; nothing is copied."""
+        levels = len(depths.tokens) // len(drafts)
+        for draft in drafts:
+            rows = slice(draft.place, draft.place + levels)
+            self.moments[draft.request.id] = Moment(
+                anchor=int(draft.request.tokens[-1]),
+                heat=float(depths.heat[draft.place]),
+                hidden=depths.hidden[rows],
+                tokens=depths.tokens[rows],
+                scores=depths.scores[rows],
+                rest=depths.rest[rows],
+            )
 
     def _forward(self, drafts: Sequence[_Draft]) -> Depths | None:
         """One packed forward for all requests; None if any of it is not finite."""

@@ -61,7 +61,8 @@ class Branches:
     """Looks at forwards of ``head``, and scores the children of nodes.
 
     Args:
-        head: with the target's weights lent to it. Its weights may not change afterwards.
+        head: with the target's weights lent to it. Of its weights only the corrector's may change
+            afterwards, in place.
         candidates: likeliest tokens of a place that are scored.
     """
 

@@ -87,6 +87,10 @@ class Head(nn.Module):
         """Draft ids -> target ids."""
         return draft if self.draft_ids is None else self.draft_ids[draft]
 
+    def draft_rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Target ids that can be drafted -> draft ids."""
+        return tokens if self.draft_ids is None else torch.searchsorted(self.draft_ids, tokens)
+
     def fuse(self, taps: Sequence[torch.Tensor]) -> torch.Tensor:
         """n times [..., H] hidden states, in the order of ``config.taps`` -> [..., H]."""
         fused: torch.Tensor = self.hidden_norm(self.fc(torch.cat(list(taps), dim=-1)))
