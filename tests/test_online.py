@@ -126,6 +126,9 @@ def test_what_a_lesson_says() -> None:
     """The target's probabilities, the written tokens, the branches."""
     model, drafter, learner = parts(rule=Every(10**6))
     text, _ = decoded(model, drafter, learner, 60)
+    config, wide = drafter.head.config, 64
+    each = 2 * config.hidden + 12 * wide + 8 * config.block + 32  # as the module says, and facts
+    assert learner.lessons.bytes == learner.lessons.capacity * each
     whole = [*PROMPT, *text]
     split = learner.lessons.split(10**6, torch.Generator().manual_seed(0))
     assert split is not None
@@ -156,7 +159,7 @@ def _batch(trees: Sequence[int], wide: int = 4) -> Batch:
         hidden=torch.randn(count, 8).bfloat16(),
         path=torch.zeros(count, 3, dtype=torch.long),
         depth=torch.zeros(count, dtype=torch.long),
-        rows=torch.arange(wide).expand(count, wide),
+        rows=torch.arange(wide, dtype=torch.int32).expand(count, wide),
         scores=torch.randn(count, wide),
         rest=torch.zeros(count),
         heat=torch.ones(count),
@@ -301,3 +304,18 @@ def test_updates_by_config_are_in_the_log(tmp_path: Any) -> None:
         assert record["kept"] == (record["reason"] == "better")
         assert record["realised_cost"] > 0
     assert sum(record["kept"] for record in log.updates) == int(log.updates[-1]["head_version"])
+
+
+def test_a_wrong_rule_is_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from adaptive_spec.cli.main import run as command
+
+    call = ["--set", "online.updates=evry:3"]
+    for words in (["generate", "--prompt", "x"], ["bench", "--suite", "nowhere.jsonl"]):
+        assert command([*words, *call]) == 2
+        error = capsys.readouterr().err
+        assert "--set online.updates=evry:3" in error
+        assert "did you mean 'every'" in error
+    assert command(["bench", "--suite", "x.jsonl", "--vary", "online.updates=never,every:0"]) == 2
+    assert "every:0" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from adaptive_spec.config import Config, LogSection, load_config
 from adaptive_spec.controllers.registry import CONTROLLERS
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.online.policies import find_rule
 from adaptive_spec.options import about, layered, origin
 from adaptive_spec.types import Plan
 
@@ -80,6 +81,7 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
     _check_names(settings, base)
     for policy, drafter, varied in product(policies, drafters, product(*factors)):
         config = load_config(base, varied)
+        find_rule(config.online.updates)
         name = f"{policy}/{drafter}" if len(drafters) > 1 else policy
         name += f"[{','.join(varied)}]" if varied else ""
         config = _without_log(config, policy, drafter)
@@ -140,6 +142,8 @@ def _check_names(settings: BenchSettings, base: Config) -> None:
     for drafter in settings.drafters or (None,):
         with about(*_origin(settings, "drafter", "--drafters", drafter)):
             find_drafters(base.model_copy(update={"drafter": drafter or base.drafter}))
+    with about(*_origin(settings, "online.updates")):
+        find_rule(base.online.updates)
 
 
 def _origin(

@@ -106,6 +106,7 @@ def resolve_config(source: str | None, overrides: list[str], **flags: str | None
     from adaptive_spec.build import find_drafters
     from adaptive_spec.config import load_config
     from adaptive_spec.controllers.registry import CONTROLLERS
+    from adaptive_spec.online.policies import find_rule
 
     values = layered(source, overrides).model_dump()
     names = {name: flags.get(name) for name in ("policy", "drafter")}
@@ -118,6 +119,8 @@ def resolve_config(source: str | None, overrides: list[str], **flags: str | None
         entry.factory(argument)
     with about(*origin("drafter", "--drafter", names["drafter"], source, overrides)):
         find_drafters(settings)
+    with about(*origin("online.updates", "", None, source, overrides)):
+        find_rule(settings.online.updates)
     return settings
 
 

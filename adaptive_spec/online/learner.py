@@ -123,7 +123,7 @@ class HeadLearner:
             hidden=moment.hidden[where].bfloat16(),
             path=torch.from_numpy(paths).to(device),
             depth=where,
-            rows=self._drafter.head.draft_rows(candidates),
+            rows=self._drafter.head.draft_rows(candidates).int(),
             scores=moment.scores[where],
             rest=torch.from_numpy(moment.rest[depth]).to(device).float(),
             heat=torch.full((len(nodes),), moment.heat, device=device),

@@ -36,7 +36,7 @@ class Batch:
     depth: torch.Tensor
     """[n] of the node, 0 for the root."""
     rows: torch.Tensor
-    """[n, C] candidates as draft ids."""
+    """[n, C] candidates as draft ids, int32."""
     scores: torch.Tensor
     """[n, C] before any correction, float32."""
     rest: torch.Tensor
