@@ -82,7 +82,7 @@ class OnlineSection(_Section):
     """Learning from the verifier while decoding."""
 
     updates: str = Field(
-        "never", description="never, always or every:K: when an update of the head is tried"
+        "never", description="never, always, every:K, cost-aware[:S]: when the head may learn"
     )
     lessons: int = Field(
         4096, ge=64, le=1 << 20, description="verified nodes kept to learn from, 2 KB each"

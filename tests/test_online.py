@@ -19,7 +19,7 @@ from adaptive_spec.online.arms import CorrectorArm, Outcome
 from adaptive_spec.online.base import Feedback
 from adaptive_spec.online.learner import FAILURES, HeadLearner
 from adaptive_spec.online.lessons import Batch, Lessons
-from adaptive_spec.online.policies import Every, find_rule
+from adaptive_spec.online.policies import CostAware, Every, Opinion, View, find_rule
 from adaptive_spec.online.rescoring import divergence, expected_lengths, log_chances
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain
@@ -221,9 +221,9 @@ def test_what_is_not_finite_leaves_the_weights_as_they_were() -> None:
     assert kept is not None
     kept.scores[:, 0] = float("nan")
     learner._rule = Every(1)
-    records = [learner.between_steps(float("inf")) for _ in range(FAILURES + 2)]
+    records = []
     for _ in range(FAILURES + 2):
-        learner._since = 5
+        learner._since, learner._asked = 5, -1
         records.append(learner.between_steps(float("inf")))
     told = [record for record in records if record is not None]
     assert [record["reason"] for record in told] == ["not finite"] * FAILURES
@@ -242,7 +242,7 @@ def test_a_trial_that_is_no_better_leaves_no_trace() -> None:
 
     learner._arm = arm = Refuses(drafter.head, rate=0.1, row_rate=1.0)
     learner._rule = Every(1)
-    learner._since = 5
+    learner._since, learner._asked = 5, -1
     record = learner.between_steps(float("inf"))
     assert record is not None
     assert (record["kept"], record["reason"], learner.updates) == (False, "no better", 0)
@@ -256,7 +256,7 @@ def test_a_trial_that_is_no_better_leaves_no_trace() -> None:
 def test_a_deadline_is_kept() -> None:
     model, drafter, learner = parts(rule=Every(10**6))
     decoded(model, drafter, learner, 60)
-    learner._rule, learner._since = Every(1), 9
+    learner._rule, learner._since, learner._asked = Every(1), 9, -1
     assert learner.between_steps(-1.0) is None
     split = learner.lessons.split(64, torch.Generator())
     assert split is not None
@@ -266,12 +266,64 @@ def test_a_deadline_is_kept() -> None:
     assert next(asked, None) is None  # one step was made, then it stopped
 
 
+def view(trees: int, seconds: float = 100.0, accepted: float = 1.0) -> View:
+    """Decoding at 40 tokens and 20 trees per second."""
+    return View(trees, 40.0, 20.0, seconds, accepted)
+
+
+def test_a_cost_aware_rule_tries_what_pays() -> None:
+    """A trial of 0.1 s that brings 0.05 tokens per tree saves 0.025 s per second to come."""
+    worth, dear = CostAware(horizon=100.0), CostAware(horizon=100.0)
+    short = CostAware(horizon=0.1)
+    tried = {"worth": 0, "dear": 0, "short": 0}
+    for name, rule, cost in (("worth", worth, 0.1), ("dear", dear, 50.0), ("short", short, 0.1)):
+        since = 0
+        for _ in range(4000):
+            since += 1
+            opinion = rule.ask(view(since))
+            if opinion is not None and opinion.act:
+                assert opinion.expected_cost is not None
+                tried[name] += 1
+                since = 0
+                rule.told(0.05, cost)
+    assert tried["worth"] > 50
+    assert tried["dear"] <= 3
+    assert tried["short"] <= 3
+
+
+def test_a_cost_aware_rule_backs_off_and_a_fall_ends_that() -> None:
+    rule, since, tried = CostAware(horizon=1e6), 0, []
+    luck = np.random.default_rng(0)
+    for step in range(20_000):
+        since += 1
+        level = 2.0 if step < 15_000 else 0.5
+        opinion = rule.ask(view(since, accepted=float(luck.poisson(level))))
+        if opinion is not None and opinion.act:
+            tried.append(step)
+            since = 0
+            rule.told(0.0, 0.1)
+    before = [step for step in tried if step < 15_000]
+    assert 5 <= len(before) < 60  # a trial every 32 trees would be 468
+    assert any(15_000 <= step < 15_200 for step in tried)
+
+
+def test_without_a_horizon_decoding_goes_on_as_long_as_it_did() -> None:
+    def first(seconds: float) -> bool:
+        opinion = CostAware().ask(view(64, seconds))
+        assert opinion is not None
+        return opinion.act
+
+    assert first(1000.0)
+    assert not first(0.01)
+
+
 def test_rules_and_configs_by_name() -> None:
-    assert not find_rule("never").due(10**9)
-    assert find_rule("every:3").due(3)
-    assert not find_rule("every:3").due(2)
-    assert find_rule("always").due(10**3)
-    for wrong in ("every", "every:0", "every:x", "always:3"):
+    assert find_rule("never").ask(view(10**9)) is None
+    assert find_rule("every:3").ask(view(3)) == Opinion(True, "scheduled")
+    assert find_rule("every:3").ask(view(2)) is None
+    assert find_rule("always").ask(view(10**3)) == Opinion(True, "scheduled")
+    assert find_rule("cost-aware") is not find_rule("cost-aware")  # rules remember
+    for wrong in ("every", "every:0", "every:x", "always:3", "cost-aware:x", "cost-aware:0"):
         with pytest.raises(ArgumentError):
             find_rule(wrong)
     with pytest.raises(UnknownNameError, match="always"):
@@ -284,21 +336,26 @@ def test_rules_and_configs_by_name() -> None:
         AdaptiveDecoder(model, {"online": {"updates": "every:4"}}, drafter=drafter)
 
 
-def test_updates_by_config_are_in_the_log(tmp_path: Any) -> None:
+@pytest.mark.parametrize("rule", ["every:5", "cost-aware:1000"])
+def test_updates_by_config_are_in_the_log(tmp_path: Any, rule: str) -> None:
     from adaptive_spec import load_log
 
     model = tiny_model("llama")
     drafter = CausalParallelDrafter(tiny_head(model, corrector="low_rank"), 512)
     path = tmp_path / "log.jsonl"
-    config = {"policy": "fixed:6", "online": {"updates": "every:5"}, "log": {"path": str(path)}}
+    config = {"policy": "fixed:6", "online": {"updates": rule}, "log": {"path": str(path)}}
     with torch.inference_mode(), AdaptiveDecoder(model, config, drafter=drafter) as decoder:
-        session = decoder.start(PROMPT, max_new_tokens=80)
+        session = decoder.start(PROMPT, max_new_tokens=160)
         while not session.finished:
             session.step()
         assert not decoder.faults.count
     log = load_log(path)
-    assert len(log.updates) >= 3
+    assert log.updates
     for record in log.updates:
+        assert record["decision"]
+        if record["arm"] == "skip":
+            assert (record["reason"], record["kept"]) == (None, False)
+            continue
         assert record["arm"] == "corrector"
         assert record["reason"] in ("better", "no better")
         assert record["kept"] == (record["reason"] == "better")

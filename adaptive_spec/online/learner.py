@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter, Moment
-from adaptive_spec.online.arms import CorrectorArm
+from adaptive_spec.online.arms import CorrectorArm, Outcome
 from adaptive_spec.online.base import Feedback
 from adaptive_spec.online.lessons import Batch, Lessons
-from adaptive_spec.online.policies import UpdateRule
+from adaptive_spec.online.policies import Opinion, UpdateRule, View
 from adaptive_spec.profilers.clock import Clock, monotonic
 from adaptive_spec.tree import depths
 from adaptive_spec.types import ROOT
@@ -55,6 +55,8 @@ class HeadLearner:
         self._arm = CorrectorArm(drafter.head, **options)
         self.lessons = Lessons(lessons)
         self.updates, self._trees, self._since, self._failures = 0, 0, 0, 0
+        self._pace = _Pace()
+        self._asked = 0  # trees there were when the rule was asked last
         self._luck = torch.Generator().manual_seed(0)
         self.arm: str | None = None
         self.head_version: str | None = "0"
@@ -62,6 +64,7 @@ class HeadLearner:
     @torch.no_grad()
     def observe(self, feedback: Sequence[Feedback]) -> None:
         """Keep the lessons of a step's trees; those of requests without a draft are left out."""
+        self._pace.step(self._clock(), feedback)
         for one in feedback:
             moment = self._drafter.moments.pop(one.request, None)
             if moment is not None:
@@ -70,30 +73,45 @@ class HeadLearner:
                 self._since += 1
 
     def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
-        """Try an update if one is due and there is time; the record of the trial."""
-        if self._failures >= FAILURES or not self._rule.due(self._since):
-            return None
+        """Try an update if the rule is for it and there is time; the record of the decision."""
         began = self._clock()
-        if began >= deadline:
+        if self._failures >= FAILURES or began >= deadline or self._asked == self._trees:
             return None
-        split = self.lessons.split(self._arm.batch, self._luck)
+        self._asked = self._trees
+        opinion = self._rule.ask(self._pace.view(self._since))
+        if opinion is None:
+            return None
+        split = self.lessons.split(self._arm.batch, self._luck) if opinion.act else None
         if split is None:
-            return None
+            return None if opinion.act else self._record(opinion, "skip")
         self._since = 0
         found = self._arm.trial(*split, late=lambda: self._clock() >= deadline)
+        seconds = self._clock() - began
+        self._rule.told(found.gain if found.kept else 0.0, seconds)
         self._failures = self._failures + 1 if found.reason == "not finite" else 0
         if found.kept:
             self.updates += 1
             self.arm, self.head_version = self._arm.name, str(self.updates)
+        return self._record(opinion, self._arm.name, found, seconds)
+
+    def _record(
+        self, opinion: Opinion, arm: str, found: Outcome | None = None, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """What was decided, and what came of it."""
+        more = None if found is None else found.gain * self._pace.trees_per_second
         return {
-            "arm": self._arm.name,
-            "kept": found.kept,
-            "reason": found.reason,
-            "gain": found.gain,
-            "gain_error": found.error if np.isfinite(found.error) else None,
+            "arm": arm,
+            "decision": opinion.reason,
+            "expected_gain": opinion.expected_gain,
+            "expected_cost": opinion.expected_cost,
+            "realised_gain": more if found is not None and found.kept else None,
+            "realised_cost": seconds,
+            "kept": found is not None and found.kept,
+            "reason": None if found is None else found.reason,
+            "gain": None if found is None else found.gain,
+            "gain_error": None if found is None or np.isinf(found.error) else found.error,
             "lessons": min(self.lessons.count, self.lessons.capacity),
             "head_version": self.head_version,
-            "realised_cost": self._clock() - began,
         }
 
     def _lessons(self, feedback: Feedback, moment: Moment) -> Batch:
@@ -130,6 +148,43 @@ class HeadLearner:
             wanted=wanted,
             right=torch.from_numpy(right).to(device),
             tree=torch.from_numpy(number).to(device),
+        )
+
+
+class _Pace:
+    """How fast decoding goes, the last hundred steps counting most."""
+
+    KEEP = 0.99
+
+    def __init__(self) -> None:
+        self._seconds = self._tokens = self._trees = self._accepted = 0.0
+        self._first: float | None = None
+        self._last = 0.0
+
+    def step(self, now: float, feedback: Sequence[Feedback]) -> None:
+        """A step ended, with whatever came between it and the step before."""
+        if self._first is None:
+            self._first = now
+        elif feedback:
+            self._seconds = self.KEEP * self._seconds + now - self._last
+            self._tokens = self.KEEP * self._tokens + sum(len(one.tokens) for one in feedback)
+            self._trees = self.KEEP * self._trees + len(feedback)
+        if feedback:
+            self._accepted = sum(len(one.path) - 1 for one in feedback) / len(feedback)
+        self._last = now
+
+    @property
+    def trees_per_second(self) -> float:
+        return self._trees / self._seconds if self._seconds > 0 else 0.0
+
+    def view(self, since: int) -> View:
+        """For a rule, ``since`` trees after the last trial."""
+        return View(
+            trees=since,
+            tokens_per_second=self._tokens / self._seconds if self._seconds > 0 else 0.0,
+            trees_per_second=self.trees_per_second,
+            seconds=0.0 if self._first is None else self._last - self._first,
+            accepted=self._accepted,
         )
 
 
