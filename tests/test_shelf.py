@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from adaptive_spec.build import find_drafters
 from adaptive_spec.config import Config, load_config
-from adaptive_spec.errors import ArgumentError, CatalogueError, HeadError
+from adaptive_spec.errors import ArgumentError, CatalogueError, HeadError, UnknownNameError
 from adaptive_spec.heads import shelf
 from adaptive_spec.heads.config import WEIGHTS, HeadConfig, target_facts
 from adaptive_spec.heads.digest import digest
@@ -78,11 +78,24 @@ def test_heads_are_found_by_name_folder_or_hub_id(
 ) -> None:
     assert shelf.names() == ["tiny"]
     assert shelf.find("tiny") == tmp_path / "tiny" == shelf.find(str(tmp_path / "tiny"))
-    with pytest.raises(HeadError, match=r"nowhere.*tiny"):
-        shelf.find("nowhere")
+    for name in ("nowhere", "n" * 300, "a/b/" + "n" * 5000, "\0"):
+        with pytest.raises(HeadError, match="tiny"):
+            shelf.find(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CatalogueError, match="the hub does not give it"):
         shelf.find("nobody/nothing")
+
+
+def test_plus_signs_within_a_path_divide_nothing() -> None:
+    def split(names: str) -> list[tuple[str, str | None]]:
+        found = find_drafters(Config(drafter=names))
+        return [(entry.name, argument) for entry, argument in found]
+
+    both = [("causal_parallel", "/c++/head"), ("suffix", None)]
+    assert split("causal_parallel:/c++/head+suffix") == both
+    assert split("suffix + causal_parallel:/c++/head") == both[::-1]
+    with pytest.raises(UnknownNameError, match="sufix"):
+        split("causal_parallel:name+sufix")
 
 
 def test_the_list(shipped: Any, capsys: pytest.CaptureFixture[str]) -> None:
