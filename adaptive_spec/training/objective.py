@@ -120,7 +120,7 @@ def _draft_id(head: Head, token: torch.Tensor) -> torch.Tensor:
     """[n] draft ids, -100 for tokens that cannot be drafted."""
     if head.draft_ids is None:
         return token
-    place = torch.searchsorted(head.draft_ids, token).clamp(max=len(head.draft_ids) - 1)
+    place = head.draft_rows(token).clamp(max=len(head.draft_ids) - 1)
     return torch.where(head.draft_ids[place] == token, place, -100)
 
 
