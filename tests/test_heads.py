@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from adaptive_spec.cache import SlotPool
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter, for_target
 from adaptive_spec.errors import HeadError
+from adaptive_spec.heads.blocks import answers
 from adaptive_spec.heads.config import CORRECTORS, HeadConfig, target_facts
 from adaptive_spec.heads.context import ContextSlots
 from adaptive_spec.heads.corrector import LowRank
@@ -28,7 +29,6 @@ from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import check_state, plain, run
 from adaptive_spec.training.batches import batch_of
 from adaptive_spec.training.generating import Written
-from adaptive_spec.training.objective import answers
 
 PROMPT = [5, 6, 7, 8, 5, 6, 9, 10, 5, 6, 11, 12]
 

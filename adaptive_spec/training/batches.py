@@ -1,7 +1,6 @@
-"""Blocks to learn from: random anchors in written text, and who sees whom.
+"""Blocks to learn from: random anchors in written text.
 
-Legend: B sequences, T tokens (padded), A anchors of a sequence, b slots of a block, S = T + A * b
-keys, n taps, H hidden.
+Legend: B sequences, T tokens (padded), A anchors of a sequence, b slots of a block, H hidden.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from itertools import islice
 
 import torch
 
+from adaptive_spec.heads.blocks import Blocks, block_mask
 from adaptive_spec.training.generating import Written
 
 LENGTHS = 64
@@ -20,27 +20,11 @@ LENGTHS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Blocks of several sequences. Slot j of a block at anchor p learns the token after p + j."""
+class Batch(Blocks):
+    """Blocks of several sequences, with what the target said."""
 
-    tokens: torch.Tensor
-    """[B, T] ids, 0 where padded."""
-    taps: torch.Tensor
-    """[B, T, n * H], zeros where padded."""
     final: torch.Tensor
     """[B, T, H] states before the target's output layer."""
-    anchors: torch.Tensor
-    """[B, A] positions, at least 1 each."""
-    valid: torch.Tensor
-    """[B, A, b] the slot has a token and a state to learn from."""
-    mask: torch.Tensor
-    """[B, 1, A * b, S]: the context before the anchor, and earlier slots of the block."""
-
-    def after(self, ahead: int = 1) -> torch.Tensor:
-        """[B, A, b] positions ``ahead`` of every slot, clipped to the text."""
-        size = self.valid.shape[2]
-        places = self.anchors[..., None] + torch.arange(size) + ahead
-        return places.clamp(max=self.tokens.shape[1] - 1)
 
 
 def batches(
@@ -91,14 +75,5 @@ def batch_at(
         final=final,
         anchors=where,
         valid=slots + 1 < stop[:, None, None],
-        mask=_mask(where, length, block, causal),
+        mask=block_mask(where, length, block, causal),
     )
-
-
-def _mask(anchors: torch.Tensor, length: int, block: int, causal: bool) -> torch.Tensor:
-    rows, count = anchors.shape
-    context = torch.arange(length) < anchors[..., None]
-    context = context.repeat_interleave(block, dim=1)
-    own = torch.ones(block, block, dtype=torch.bool)
-    own = torch.kron(torch.eye(count), (own.tril() if causal else own).float()).bool()
-    return torch.cat([context, own.expand(rows, -1, -1)], dim=2)[:, None]

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from adaptive_spec.heads.blocks import slot_states
 from adaptive_spec.heads.head import Head
 from adaptive_spec.training.batches import batch_at
 from adaptive_spec.training.generating import Capture, Written
-from adaptive_spec.training.objective import slot_states
 
 DEPTH, BRANCHES = 4, 5
 """Levels of a branch; so many of the best are looked at, the first left out."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from adaptive_spec.errors import TrainingError
+from adaptive_spec.heads.blocks import answers
 from adaptive_spec.heads.head import Head
 from adaptive_spec.training.batches import batch_of
 from adaptive_spec.training.generating import Written
-from adaptive_spec.training.objective import answers
 
 ANCHORS, SEQUENCES = 16, 8
 

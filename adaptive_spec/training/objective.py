@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from adaptive_spec.heads.blocks import answers
 from adaptive_spec.heads.head import Head
-from adaptive_spec.heads.layers import Extend
 from adaptive_spec.training.batches import Batch
 
 BASE_SHARE = 4
@@ -40,43 +40,6 @@ class Weights:
     token: float = 0.1
     reach: float = 4.0
     slots: int = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What a head says to a batch."""
-
-    hidden: torch.Tensor
-    """[B, A, b, H] states of the slots."""
-    states: torch.Tensor
-    """[B, A, b, r] branch states along the true path."""
-
-
-def slot_states(head: Head, batch: Batch) -> torch.Tensor:
-    """[B, A, b, H] states of the slots of all blocks of a batch."""
-    rows = torch.arange(len(batch.tokens))[:, None]
-    fused = head.fuse([batch.taps.to(head.fc.weight.dtype)])
-    positions = torch.arange(fused.shape[1]).expand(len(fused), -1)
-    before = fused[rows, batch.anchors - 1]
-    slots = head.slots(batch.tokens[rows, batch.anchors], before)
-    extend = [_behind(*known) for known in head.context(fused, positions)]
-    hidden: torch.Tensor = head(slots, batch.anchors, extend, batch.mask)
-    return hidden
-
-
-def answers(head: Head, batch: Batch) -> Answers:
-    """Run the head on all blocks of a batch."""
-    rows = torch.arange(len(batch.tokens))[:, None, None]
-    path = batch.tokens[rows, batch.after(0)]
-    states = head.corrector.states(path, head.embed(path))
-    return Answers(slot_states(head, batch), states)
-
-
-def _behind(context_keys: torch.Tensor, context_values: torch.Tensor) -> Extend:
-    def extend(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.cat([context_keys, keys], dim=2), torch.cat([context_values, values], dim=2)
-
-    return extend
 
 
 def loss(
