@@ -145,7 +145,12 @@ def build_learner(config: Config, drafters: Sequence[Drafter]) -> Learner:
 
     for drafter in drafters:
         if isinstance(drafter, CausalParallelDrafter):
-            return HeadLearner(drafter, rule, lessons=config.online.lessons)
+            return HeadLearner(
+                drafter,
+                rule,
+                lessons=config.online.lessons,
+                background=config.online.background,
+            )
     allowed = "never: among the drafters is no causal_parallel, whose head could learn"
     raise ArgumentError("online.updates", config.online.updates, allowed)
 

@@ -82,11 +82,20 @@ class OnlineSection(_Section):
     """Learning from the verifier while decoding."""
 
     updates: str = Field(
-        "never", description="never, always, every:K, cost-aware[:S]: when the head may learn"
+        "never",
+        description="never, always, every:K, cost-aware[:S], corrector-only[:S]: when the head "
+        "may learn",
     )
     lessons: int = Field(
-        4096, ge=64, le=1 << 20, description="verified nodes kept to learn from, 2 KB each"
+        4096,
+        ge=64,
+        le=1 << 20,
+        description="verified nodes (2 KB each) and positions of text (6 KB) kept to learn from",
     )
+    deadline: float = Field(
+        0.25, gt=0, le=3600, description="seconds between two steps that learning may take"
+    )
+    background: bool = Field(False, description="learn in a thread of its own")
 
 
 class Config(_Section):

@@ -41,8 +41,6 @@ from adaptive_spec.types import StepSeconds
 from adaptive_spec.valuing import Valuing
 from adaptive_spec.verifying import Verification, judge, verify
 
-NEVER = float("inf")
-
 
 class Decoder:
     """Decodes requests in packed steps.
@@ -131,7 +129,9 @@ class Decoder:
             again = partial(self._again, laps=laps)
             self._end(recover(shares, check, self.requests, again, self._commit))
         self._report(shares, check, self._seconds(laps, drafts), group)
-        self._update_seconds = self.reporter.between_steps(NEVER, self.clock)
+        self._update_seconds = self.reporter.between_steps(
+            self.clock() + self.config.online.deadline, self.clock
+        )
         self._end([session for session in sessions if session.finished])
         stream(sessions)
         return [share.verdict.tokens for share in shares]
@@ -278,6 +278,7 @@ class Decoder:
         """Close all sessions and the log, and take the hooks off the model."""
         for session in self.requests.open_sessions():
             self.close_session(session)
+        self.reporter.close()
         self.target.close()
         self.log.close()
 

@@ -70,18 +70,21 @@ class Reporter:
         for share, outcome in zip(shares, outcomes, strict=True):
             self._faults.tell("log", self._log_step, share, outcome, check.high_water, group)
 
-    def between_steps(self, deadline: float, clock: Clock) -> float:
-        """Let the learner update, outside the timed step; the seconds that an update took."""
+    def between_steps(self, most: float, clock: Clock) -> float:
+        """Let the learner update for ``most`` seconds, outside the timed step; those it took."""
         began = clock()
         try:
-            record = self._learner.between_steps(deadline)
+            record = self._learner.between_steps(began + most)
         except Exception as error:
             self._faults.skip("online", error)
-            return 0.0
-        if record is None:
-            return 0.0
-        self._faults.tell("log", self.log.update, record)
+            record = None
+        if record is not None:
+            self._faults.tell("log", self.log.update, record)
         return clock() - began
+
+    def close(self) -> None:
+        """The learner ends what it is about."""
+        self._faults.tell("online", self._learner.close)
 
     def request(self, session: Session, seconds: float) -> None:
         """Tell the log about a request that ended."""

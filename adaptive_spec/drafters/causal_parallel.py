@@ -27,6 +27,7 @@ from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.memory import HeadMemory, Known
 from adaptive_spec.heads.store import Stored
+from adaptive_spec.online.passages import Passages
 from adaptive_spec.target import describe
 from adaptive_spec.types import Floats, Ints, Plan
 
@@ -113,6 +114,9 @@ class CausalParallelDrafter:
         self.memory = HeadMemory(head, context_limit, slots)
         self.moments: dict[str, Moment] = {}
         """By request, of the newest draft; a learner takes them out."""
+        self.wants_moments = False
+        self.passages: Passages | None = None
+        """Where texts and taps go that the whole head learns from, if it does."""
 
     def start(self, request: DraftRequest) -> None:
         """An empty memory; the prompt's taps come with ``commit``."""
@@ -124,11 +128,17 @@ class CausalParallelDrafter:
             if len(new.rows):
                 rows = torch.from_numpy(np.asarray(new.rows)).to(self._device)
                 taps = torch.cat([new.taps[layer][rows] for layer in self.taps], dim=-1)
-                self.memory.keep(request.id, taps, np.asarray(new.positions))
+                positions = np.asarray(new.positions)
+                self.memory.keep(request.id, taps, positions)
+                if self.passages is not None:
+                    tokens = torch.as_tensor([request.tokens[at] for at in positions])
+                    self.passages.write(request.id, tokens, taps.cpu(), positions)
 
     def finish(self, request: DraftRequest) -> None:
         """Give the request's slots back."""
         self.moments.pop(request.id, None)
+        if self.passages is not None:
+            self.passages.end(request.id)
         self.memory.finish(request.id)
 
     @torch.no_grad()
@@ -154,7 +164,8 @@ class CausalParallelDrafter:
         """Trees for all; where one request spoils the forward, the others draft alone."""
         if (depths := self._forward(drafts)) is not None:
             self._grow(drafts, depths)
-            self._note(drafts, depths)
+            if self.wants_moments:
+                self._note(drafts, depths)
         elif len(drafts) > 1:
             for draft in drafts:
                 self._draft([draft])
@@ -265,6 +276,8 @@ def for_target(stored: Stored, model: Any, **options: Any) -> CausalParallelDraf
         raise HeadError("taps", deepest, f"layers 0 to {facts.layers - 1} of this target")
     head = stored.head.to(device=model.device, dtype=model.dtype)
     head.corrector.float()
+    if head.bias is not None:
+        head.bias.data = head.bias.data.float()
     embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
     head.lend(embeddings.weight, output.weight)
     return CausalParallelDrafter(head, facts.context_limit, **options)

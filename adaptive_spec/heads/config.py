@@ -72,6 +72,8 @@ class HeadConfig:
     corrector: str = "none"
     rank: int = 128
     """Width of the corrector."""
+    token_bias: bool = False
+    """A bias per draft token, learned while serving."""
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
@@ -129,7 +131,7 @@ class HeadConfig:
         if not isinstance(given["taps"], (list, tuple)):
             raise HeadError("taps", given["taps"], "a list of layers")
         given["taps"] = tuple(given["taps"])
-        for name in ("causal", "ahead", "injection", "own_masks", "qk_norm", "bias"):
+        for name in ("causal", "ahead", "injection", "own_masks", "qk_norm", "bias", "token_bias"):
             if name in given and not isinstance(given[name], bool):
                 raise HeadError(name, given[name], "true or false")
         for name in ("rope_theta", "norm_eps", "embed_scale"):

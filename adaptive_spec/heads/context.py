@@ -55,6 +55,13 @@ class ContextSlots:
             self._values[layer].index_copy_(2, index, values)
         self.pool.commit(owner, slots, positions)
 
+    def rewrite(self, owner: int, states: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Other K and V [1, kv_heads, T, d] per layer for all T slots of a request, in order."""
+        index = torch.tensor(self.pool.slots(owner), device=self._keys[0].device)
+        for layer, (keys, values) in enumerate(states):
+            self._keys[layer].index_copy_(2, index, keys)
+            self._values[layer].index_copy_(2, index, values)
+
     def extend(self, rows: int) -> list[Extend]:
         """Per layer: puts K and V of ``rows`` draft slots behind the context."""
         high = self.pool.high_water

@@ -50,6 +50,10 @@ class Head(nn.Module):
         if config.own_masks:
             self.masks = nn.Parameter(torch.randn(max(config.block - 1, 0), size) * 0.02)
         self.corrector = build_corrector(config)
+        self.bias: nn.Parameter | None = None
+        """[V] added to all scores, learned while serving (``online``)."""
+        if config.token_bias:
+            self.token_bias()
         self._lent: list[torch.Tensor] = []  # in a list, so that they are no parameters of ours
 
     def lend(self, embeddings: torch.Tensor, output: torch.Tensor) -> None:
@@ -65,6 +69,10 @@ class Head(nn.Module):
         rows = output if self.draft_ids is None else output[self.draft_ids]
         self._lent = [embeddings.detach(), rows.detach()]
 
+    def borrow(self, other: Head) -> None:
+        """Borrow what another head borrows, for the same target and the same draft vocabulary."""
+        self._lent = other._lent
+
     def take(self, other: Head) -> None:
         """Go on from the weights and the scale of a head of the same shape.
 
@@ -73,6 +81,16 @@ class Head(nn.Module):
         own = self.state_dict()
         self.load_state_dict({k: v for k, v in other.state_dict().items() if k in own})
         self.config = replace(self.config, embed_scale=other.config.embed_scale)
+
+    def token_bias(self) -> nn.Parameter:
+        """The bias per draft token; one of zeros where there is none yet."""
+        if self.bias is None:
+            size = self.config.draft_vocab or self.config.vocab
+            with torch.inference_mode(False):
+                zeros = torch.zeros(size, device=self.fc.weight.device)
+                self.bias = nn.Parameter(zeros, requires_grad=False)
+            self.config = replace(self.config, token_bias=True)
+        return self.bias
 
     @property
     def output(self) -> torch.Tensor:
@@ -168,6 +186,8 @@ class Head(nn.Module):
             hidden = hidden + shift
         normed: torch.Tensor = self.norm(hidden)
         scores = nn.functional.linear(normed, self.output.to(normed.dtype))
+        if self.bias is not None:
+            scores += self.bias.to(scores.dtype)
         bias = None if query is None else self.corrector.bias(query)
         return scores if bias is None else scores + bias
 

@@ -8,13 +8,14 @@ Legend: T tokens waiting, n taps, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from adaptive_spec.cache import SlotPool
+from adaptive_spec.errors import HeadError
 from adaptive_spec.heads.context import ContextSlots
 from adaptive_spec.heads.head import Head
 from adaptive_spec.types import Ints
@@ -80,8 +81,7 @@ class HeadMemory:
         filled = torch.cat([*taps, taps[0].new_zeros((missing, taps[0].shape[1]))])
         where = np.concatenate([*places, np.zeros(missing, dtype=np.int64)])
         positions = torch.from_numpy(where)[None].to(self._device)
-        fused = self._head.fuse([filled])[None]
-        fused = torch.nan_to_num(fused, nan=0.0, posinf=0.0, neginf=0.0)  # or all drafts are lost
+        fused = self._fused(filled)
         states = self._head.context(fused, positions)
         first = 0
         for known, places_T in zip(late, places, strict=True):
@@ -91,6 +91,29 @@ class HeadMemory:
             known.before = fused[0, rows][-1]
             known.waiting.clear()
             first += len(places_T)
+
+    def refresh(self, taps_of: Callable[[str], torch.Tensor | None]) -> None:
+        """Compute keys and values of all requests anew: the head's weights are others now.
+
+        Args:
+            taps_of: taps [T, n * H] of a request's verified tokens, from the first on.
+        """
+        for name, known in self._known.items():
+            have = len(self.context.pool.slots(known.owner))
+            if not have:
+                continue
+            taps = taps_of(name)
+            if taps is None or len(taps) < have:
+                raise HeadError("context", name, "its taps are not known from the beginning")
+            fused = self._fused(taps[:have].to(self._device, self._dtype))
+            positions = torch.arange(have, device=self._device)[None]
+            self.context.rewrite(known.owner, self._head.context(fused, positions))
+            known.before = fused[0, -1]
+
+    def _fused(self, taps: torch.Tensor) -> torch.Tensor:
+        """[T, n * H] -> [1, T, H]."""
+        fused = self._head.fuse([taps])[None]
+        return torch.nan_to_num(fused, nan=0.0, posinf=0.0, neginf=0.0)  # or all drafts are lost
 
     def _waits(self, known: Known) -> bool:
         """Whether taps wait; those that an interrupted call had fused already are dropped."""

@@ -55,6 +55,10 @@ class Learner(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End what is going on; no step follows."""
+        ...
+
 
 class NoUpdate:
     """Learns nothing."""
@@ -66,4 +70,7 @@ class NoUpdate:
         return None
 
     def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
+        return None
+
+    def close(self) -> None:
         return None

@@ -8,17 +8,24 @@ Legend: D depths of a draft, C candidates, n lessons of a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter, Moment
-from adaptive_spec.online.arms import CorrectorArm, Outcome
+from adaptive_spec.errors import UnsupportedError
+from adaptive_spec.online.arms import CalibratorArm, CorrectorArm
 from adaptive_spec.online.base import Feedback
+from adaptive_spec.online.full import FullArm
 from adaptive_spec.online.lessons import Batch, Lessons
-from adaptive_spec.online.policies import Opinion, UpdateRule, View
+from adaptive_spec.online.pace import Pace
+from adaptive_spec.online.passages import LIKELIEST, Passages
+from adaptive_spec.online.policies import Opinion, UpdateRule
+from adaptive_spec.online.trials import Arm, Outcome
 from adaptive_spec.profilers.clock import Clock, monotonic
 from adaptive_spec.tree import depths
 from adaptive_spec.types import ROOT
@@ -27,6 +34,12 @@ OFF_PATH = 2
 """Lessons from nodes of a tree that were not visited, at most: the best ones."""
 FAILURES = 3
 """Trials in a row that were not finite, after which nothing is tried any more."""
+FAILED = Outcome(0.0, 0.0, False, "failed")
+MAKERS: Mapping[str, Callable[[CausalParallelDrafter, Lessons, Passages], Arm]] = {
+    "full": lambda drafter, lessons, passages: FullArm(drafter.head, passages),
+    "corrector": lambda drafter, lessons, passages: CorrectorArm(drafter.head, lessons),
+    "calibrator": lambda drafter, lessons, passages: CalibratorArm(drafter.head, lessons),
+}
 
 
 class HeadLearner:
@@ -34,12 +47,14 @@ class HeadLearner:
 
     Args:
         drafter: whose head learns.
-        rule: when to try an update.
-        lessons: kept at most.
+        rule: when to try an update, and which.
+        lessons: nodes kept at most, and positions of texts that have ended.
+        background: trials run in a thread; only what they found is taken over between steps.
         clock: seconds.
+        makers: of arms by name.
 
     Raises:
-        UnsupportedError: the head has no corrector that can learn.
+        UnsupportedError: the head allows none of the rule's arms.
     """
 
     def __init__(
@@ -48,71 +63,121 @@ class HeadLearner:
         rule: UpdateRule,
         *,
         lessons: int = 4096,
+        background: bool = False,
         clock: Clock = monotonic,
-        **options: Any,
+        makers: Mapping[str, Callable[..., Arm]] = MAKERS,
     ) -> None:
         self._drafter, self._rule, self._clock = drafter, rule, clock
-        self._arm = CorrectorArm(drafter.head, **options)
-        self.lessons = Lessons(lessons)
-        self.updates, self._trees, self._since, self._failures = 0, 0, 0, 0
-        self._pace = _Pace()
+        self._background = background
+        self.lessons, passages = Lessons(lessons), Passages(lessons)
+        self._arms: dict[str, Arm] = {}
+        why = "it asks for none"
+        for name in rule.arms:
+            try:
+                self._arms[name] = makers[name](drafter, self.lessons, passages)
+            except UnsupportedError as error:
+                why = str(error)
+        if not self._arms:
+            raise UnsupportedError(why)
+        drafter.wants_moments = any(not arm.needs_passages for arm in self._arms.values())
+        if any(arm.needs_passages for arm in self._arms.values()):
+            drafter.passages = passages
+        self.passages = drafter.passages
+        self.updates, self._trees, self._failures = 0, 0, 0
+        self._pace = Pace()
         self._asked = 0  # trees there were when the rule was asked last
-        self._luck = torch.Generator().manual_seed(0)
+        self._trial: _Trial | None = None
         self.arm: str | None = None
         self.head_version: str | None = "0"
 
     @torch.no_grad()
     def observe(self, feedback: Sequence[Feedback]) -> None:
-        """Keep the lessons of a step's trees; those of requests without a draft are left out."""
+        """Keep the lessons of a step's trees; a request without a draft gives none."""
         self._pace.step(self._clock(), feedback)
         for one in feedback:
+            if self.passages is not None:
+                _answer(self.passages, one)
             moment = self._drafter.moments.pop(one.request, None)
             if moment is not None:
                 self.lessons.add(self._lessons(one, moment))
-                self._trees += 1
-                self._since += 1
+            self._trees += moment is not None or self.passages is not None
 
     def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
-        """Try an update if the rule is for it and there is time; the record of the decision."""
+        """Begin, go on with or end a trial, as the rule says and time allows; the record of what
+        was decided, once it is."""
         began = self._clock()
-        if self._failures >= FAILURES or began >= deadline or self._asked == self._trees:
-            return None
-        self._asked = self._trees
-        opinion = self._rule.ask(self._pace.view(self._since))
-        if opinion is None:
-            return None
-        split = self.lessons.split(self._arm.batch, self._luck) if opinion.act else None
-        if split is None:
-            return None if opinion.act else self._record(opinion, "skip")
-        self._since = 0
-        found = self._arm.trial(*split, late=lambda: self._clock() >= deadline)
-        seconds = self._clock() - began
-        self._rule.told(found.gain if found.kept else 0.0, seconds)
-        self._failures = self._failures + 1 if found.reason == "not finite" else 0
+        if self._trial is None:
+            if self._failures >= FAILURES or began >= deadline or self._asked == self._trees:
+                return None
+            self._asked = self._trees
+            opinion = self._rule.ask(self._pace.view(self._trees), list(self._arms))
+            if opinion is None:
+                return None
+            if opinion.arm is None:
+                return self._record(opinion)
+            arm = self._arms[opinion.arm]
+            pieces = arm.pieces()
+            if pieces is None:
+                return None
+            self._trial = _Trial(arm, opinion, pieces, self._background, self._clock)
+        outcome = self._trial.go_on(began, deadline)
+        return None if outcome is None else self._settle(self._trial, outcome)
+
+    def close(self) -> None:
+        """Wait for a trial that is running in a thread; what it found is thrown away."""
+        if self._trial is not None:
+            self._trial.join()
+            self._trial = None
+
+    def _settle(self, trial: _Trial, found: Outcome) -> Mapping[str, Any]:
+        """Between two steps: take over what a trial found, or forget it."""
+        began = self._clock()
+        self._trial, name = None, trial.arm.name
+        trial.arm.settle(found.kept)
+        self._failures = self._failures + 1 if found.reason in ("not finite", "failed") else 0
         if found.kept:
             self.updates += 1
-            self.arm, self.head_version = self._arm.name, str(self.updates)
-        return self._record(opinion, self._arm.name, found, seconds)
+            self.arm, self.head_version = name, str(self.updates)
+            self._changed(trial.arm)
+        seconds = trial.seconds + self._clock() - began
+        self._rule.told(name, found.gain if found.kept else 0.0, seconds)
+        return self._record(trial.opinion, found, seconds)
+
+    def _changed(self, by: Arm) -> None:
+        """The head is another one: what was computed with the former one is, too."""
+        if by.needs_passages:
+            assert self.passages is not None
+            self._drafter.memory.refresh(self.passages.taps)
+            self._drafter.moments.clear()
+            self.lessons.clear()
+        for arm in self._arms.values():
+            if arm is not by:
+                arm.settle(False)
 
     def _record(
-        self, opinion: Opinion, arm: str, found: Outcome | None = None, seconds: float | None = None
+        self, opinion: Opinion, found: Outcome | None = None, seconds: float | None = None
     ) -> dict[str, Any]:
-        """What was decided, and what came of it."""
-        more = None if found is None else found.gain * self._pace.trees_per_second
-        return {
-            "arm": arm,
+        """What was decided, and what came of it; without an outcome: skipped."""
+        record: dict[str, Any] = {
+            "arm": opinion.arm or "skip",
             "decision": opinion.reason,
             "expected_gain": opinion.expected_gain,
             "expected_cost": opinion.expected_cost,
-            "realised_gain": more if found is not None and found.kept else None,
+            "realised_gain": None,
             "realised_cost": seconds,
-            "kept": found is not None and found.kept,
-            "reason": None if found is None else found.reason,
-            "gain": None if found is None else found.gain,
-            "gain_error": None if found is None or np.isinf(found.error) else found.error,
+            "kept": False,
+            "reason": None,
+            "gain": None,
+            "gain_error": None,
             "lessons": min(self.lessons.count, self.lessons.capacity),
             "head_version": self.head_version,
         }
+        if found is not None:
+            error = None if np.isinf(found.error) else found.error
+            more = found.gain * self._pace.trees_per_second if found.kept else None
+            outcome = {"kept": found.kept, "reason": found.reason, "gain": found.gain}
+            record |= {**outcome, "gain_error": error, "realised_gain": more}
+        return record
 
     def _lessons(self, feedback: Feedback, moment: Moment) -> Batch:
         """Of the visited nodes, by depth, then of the best others; as deep as the draft went."""
@@ -137,12 +202,13 @@ class HeadLearner:
             right[row] = hits[0] if len(hits) else -1
         number = np.where(np.arange(len(nodes)) < len(visited), self._trees, -1)
         where = torch.from_numpy(depth).to(device)
+        rows = self._drafter.head.draft_rows(candidates)
         return Batch(
             hidden=moment.hidden[where].bfloat16(),
             path=torch.from_numpy(paths).to(device),
             depth=where,
-            rows=self._drafter.head.draft_rows(candidates).int(),
-            scores=moment.scores[where],
+            rows=rows.int(),
+            scores=self._unbiased(moment.scores[where], rows),
             rest=torch.from_numpy(moment.rest[depth]).to(device).float(),
             heat=torch.full((len(nodes),), moment.heat, device=device),
             wanted=wanted,
@@ -150,42 +216,64 @@ class HeadLearner:
             tree=torch.from_numpy(number).to(device),
         )
 
+    def _unbiased(self, scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        bias = self._drafter.head.bias
+        return scores if bias is None else scores - bias[rows]
 
-class _Pace:
-    """How fast decoding goes, the last hundred steps counting most."""
 
-    KEEP = 0.99
+class _Trial:
+    """A trial that is going on, in pieces between steps or in a thread of its own."""
 
-    def __init__(self) -> None:
-        self._seconds = self._tokens = self._trees = self._accepted = 0.0
-        self._first: float | None = None
-        self._last = 0.0
+    def __init__(
+        self,
+        arm: Arm,
+        opinion: Opinion,
+        pieces: Iterator[Outcome | None],
+        background: bool,
+        clock: Clock,
+    ) -> None:
+        self.arm, self.opinion, self._pieces, self._clock = arm, opinion, pieces, clock
+        self.seconds = 0.0
+        self._found: Outcome | None = None
+        self._thread: threading.Thread | None = None
+        if background:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
 
-    def step(self, now: float, feedback: Sequence[Feedback]) -> None:
-        """A step ended, with whatever came between it and the step before."""
-        if self._first is None:
-            self._first = now
-        elif feedback:
-            self._seconds = self.KEEP * self._seconds + now - self._last
-            self._tokens = self.KEEP * self._tokens + sum(len(one.tokens) for one in feedback)
-            self._trees = self.KEEP * self._trees + len(feedback)
-        if feedback:
-            self._accepted = sum(len(one.path) - 1 for one in feedback) / len(feedback)
-        self._last = now
+    def go_on(self, began: float, deadline: float) -> Outcome | None:
+        """Until it is over or it is late; at least one piece. What came of it, if it is over."""
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return None
+            return FAILED if self._found is None else self._found
+        for found in self._pieces:
+            self.seconds += (now := self._clock()) - began
+            began = now
+            if found is not None or now >= deadline:
+                return found
+        return FAILED
 
-    @property
-    def trees_per_second(self) -> float:
-        return self._trees / self._seconds if self._seconds > 0 else 0.0
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
 
-    def view(self, since: int) -> View:
-        """For a rule, ``since`` trees after the last trial."""
-        return View(
-            trees=since,
-            tokens_per_second=self._tokens / self._seconds if self._seconds > 0 else 0.0,
-            trees_per_second=self.trees_per_second,
-            seconds=0.0 if self._first is None else self._last - self._first,
-            accepted=self._accepted,
-        )
+    def _run(self) -> None:
+        began = self._clock()
+        with suppress(Exception):  # then there is no outcome
+            self._found = next((found for found in self._pieces if found is not None), None)
+        self.seconds = self._clock() - began
+
+
+def _answer(passages: Passages, feedback: Feedback) -> None:
+    """What the target said at the visited nodes, into the request's text."""
+    rows = torch.from_numpy(feedback.path + 1).to(feedback.logits.device)
+    scores = feedback.logits[rows].float() / (feedback.temperature or 1.0)
+    chance, best = (
+        (scores - scores.logsumexp(dim=-1, keepdim=True))
+        .exp()
+        .topk(min(LIKELIEST, scores.shape[1]), dim=-1)
+    )
+    passages.answer(feedback.request, best.int().cpu(), chance.cpu())
 
 
 def _branch(token: Any, parent: Any, node: int, anchor: int) -> list[int]:

@@ -38,7 +38,7 @@ class Batch:
     rows: torch.Tensor
     """[n, C] candidates as draft ids, int32."""
     scores: torch.Tensor
-    """[n, C] before any correction, float32."""
+    """[n, C] before any correction and bias, float32."""
     rest: torch.Tensor
     """[n] log of the summed exponentials of all other scores, at the temperature."""
     heat: torch.Tensor
@@ -85,6 +85,10 @@ class Lessons:
             for field in fields(batch):
                 getattr(self._kept, field.name)[places] = getattr(batch, field.name)[:some].cpu()
         self.count += some
+
+    def clear(self) -> None:
+        """Forget all: the slots of the head that they came from are others now."""
+        self.count = 0
 
     @property
     def bytes(self) -> int:

@@ -6,8 +6,9 @@ whether a trial is worth its time; it is told what became of the trials it asked
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -19,17 +20,21 @@ FRESH = 64
 """Verified trees after which ``always`` finds enough that is new."""
 
 
+ARMS = ("full", "corrector", "calibrator")
+"""What can be tried; a schedule takes the first one that the head allows."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """How decoding goes."""
 
     trees: int
-    """Verified since the last trial."""
+    """Verified so far."""
     tokens_per_second: float
     """Of late, updates included; 0 while unknown."""
     trees_per_second: float
     seconds: float
-    """Since the first tree."""
+    """Of decoding so far; time without requests does not count."""
     accepted: float
     """Draft tokens accepted in the newest tree."""
 
@@ -38,7 +43,8 @@ class View:
 class Opinion:
     """A decision that a rule came to, for the log."""
 
-    act: bool
+    arm: str | None
+    """What to try; None to skip."""
     reason: str
     expected_gain: float | None = None
     """Tokens per second."""
@@ -49,95 +55,173 @@ class Opinion:
 class UpdateRule(Protocol):
     """Says when an update is tried."""
 
-    def ask(self, view: View) -> Opinion | None:
-        """Whether to try one now; None where there was nothing to decide."""
+    arms: tuple[str, ...]
+    """Those that it may ask for, if the head allows them."""
+
+    def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
+        """What to try now, of ``arms``; None where there was nothing to decide."""
         ...
 
-    def told(self, gain: float, seconds: float) -> None:
+    def told(self, arm: str, gain: float, seconds: float) -> None:
         """What a trial brought: draft tokens per tree (0 if it was not kept), and its seconds."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class Every:
-    """A fixed schedule."""
+    """A fixed schedule for the first arm that there is."""
 
-    trees: int
+    def __init__(self, trees: int, arms: tuple[str, ...] = ARMS) -> None:
+        self.arms = arms
+        self._trees, self._last = trees, 0
 
-    def ask(self, view: View) -> Opinion | None:
-        return Opinion(True, "scheduled") if view.trees >= self.trees else None
+    def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
+        if view.trees - self._last < self._trees:
+            return None
+        self._last = view.trees
+        return Opinion(arms[0], "scheduled")
 
-    def told(self, gain: float, seconds: float) -> None:
+    def told(self, arm: str, gain: float, seconds: float) -> None:
         return None
+
+
+@dataclass(slots=True)
+class _Record:
+    """What the trials of one arm brought, old ones counting less."""
+
+    weight: float = 0.0
+    gains: float = 0.0
+    squares: float = 0.0
+    cost: float | None = None
+    wait: int = 0
+    """Trees until it is asked about again."""
+    asked: int = 0
+    """Trees there were when it was."""
 
 
 class CostAware:
     """Tries an update if what it may bring over the time to come is worth its own seconds.
 
-    The gain of the next trial is drawn from what former ones brought (Thompson 1933), old ones
-    counting less; a draw of g draft tokens per tree saves ``g * trees/s * horizon / (tokens/s)``
-    seconds over the horizon. As long as decoding has gone on so far, it is expected to go on
-    (``horizon`` None); a sudden fall of what is accepted makes former gains count no more and ends
-    all waiting. A trial that brings nothing doubles the number of trees until the next question.
+    The gain of an arm's next trial is drawn from what its former ones brought (Thompson 1933), old
+    ones counting less; a draw of g draft tokens per tree saves ``g * trees/s * horizon /
+    (tokens/s)`` seconds over the horizon. Of the arms whose saving exceeds ``margin`` times their
+    cost the one is tried that leaves most. As long as decoding has gone on so far, it is expected
+    to go on (``horizon`` None). A trial that brings nothing doubles the trees until its arm is
+    asked about again.
+
+    Trials are paid from a purse, into which goes a small share of all decoding time and half of
+    what kept trials are thought to save: so a head that cannot be bettered costs ``SHARE`` at most.
+    A sudden fall of what is accepted (a fast running mean far below a slow one) fills the purse for
+    one trial of every arm, makes former gains count no more and ends all waiting.
 
     Args:
         horizon: seconds of decoding still to come.
         margin: times its seconds that a trial must save.
+        arms: those that may be tried.
     """
 
-    FIRST, MOST = 32, 2048
-    """Trees between two questions, at first and at most."""
-    KEEP = 0.9
+    SHARE = 0.005
+    """Of decoding time, for trials whatever they bring."""
+    FIRST, MOST = 32, 4096
+    """Trees between two questions about an arm, at first and at most."""
+    KEEP = 0.8
     """What a former trial counts for after each further one."""
-    PRIOR_GAIN, PRIOR_SPREAD = 0.05, 0.05
+    PRIOR_GAIN, PRIOR_SPREAD = 0.03, 0.03
     """What a trial is believed to bring before there was any, in draft tokens per tree."""
-    FAST, SLOW, FALL = 1 / 16, 1 / 256, 3.0
+    STEPS: ClassVar[dict[str, float]] = {"full": 40.0, "corrector": 2.0, "calibrator": 1.0}
+    """What a trial is believed to cost then, in decoding steps."""
+    FADE = 600.0
+    """Seconds of decoding after which what a kept trial saves is believed in no more."""
+    FAST, SLOW, FALL = 1 / 32, 1 / 512, 4.0
     """Rates of two running means of accepted tokens, and the standard errors between them at which
     something has changed."""
 
-    def __init__(self, horizon: float | None = None, margin: float = 1.5, seed: int = 0) -> None:
-        self._horizon, self._margin = horizon, margin
+    def __init__(
+        self,
+        horizon: float | None = None,
+        margin: float = 1.5,
+        arms: tuple[str, ...] = ARMS,
+        seed: int = 0,
+    ) -> None:
+        self._horizon, self._margin, self.arms = horizon, margin, arms
         self._luck = np.random.default_rng(seed)
-        self._wait = self.FIRST
-        self._weight = self._gains = self._squares = 0.0
-        self._cost: float | None = None
+        self._records = {arm: _Record(wait=self.FIRST) for arm in arms}
+        self._purse = self._saved = self._seconds = 0.0
+        self._view: View | None = None
         self._fast = self._slow = self._spread = 0.0
         self._seen = 0
 
-    def ask(self, view: View) -> Opinion | None:
-        if self._fell(view.accepted):
-            self._wait, self._weight, self._gains, self._squares = self.FIRST, 0.0, 0.0, 0.0
-        if view.trees < self._wait or view.tokens_per_second <= 0:
+    def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
+        self._earn(view)
+        if view.tokens_per_second <= 0 or view.trees_per_second <= 0:
             return None
-        gain = self._draw()
+        if fell := self._fell(view.accepted):
+            for arm, record in self._records.items():
+                self._records[arm] = _Record(cost=record.cost, wait=self.FIRST, asked=view.trees)
+            self._saved = 0.0
+            self._purse = max(self._purse, sum(self._cost(arm, view) for arm in arms))
+        due = [a for a in arms if view.trees - self._records[a].asked >= self._records[a].wait]
+        if not due:
+            return Opinion(None, "acceptance fell: former gains count no more") if fell else None
         horizon = view.seconds if self._horizon is None else self._horizon
+        found = [self._judge(arm, view, horizon) for arm in due]
+        for arm in due:
+            self._records[arm].asked = view.trees
+        _, opinion = max(found, key=lambda one: one[0])
+        if opinion.arm is None:
+            for arm in due:
+                self._back_off(arm)
+        return opinion
+
+    def told(self, arm: str, gain: float, seconds: float) -> None:
+        record = self._records[arm]
+        record.weight = self.KEEP * record.weight + 1.0
+        record.gains = self.KEEP * record.gains + gain
+        record.squares = self.KEEP * record.squares + gain * gain
+        record.cost = seconds if record.cost is None else 0.7 * record.cost + 0.3 * seconds
+        self._purse -= seconds
+        if gain > 0:
+            record.wait = self.FIRST
+            self._saved += gain
+        else:
+            self._back_off(arm)
+
+    def _judge(self, arm: str, view: View, horizon: float) -> tuple[float, Opinion]:
+        """Seconds that a trial leaves over the horizon, and what to do about it."""
+        gain, cost = self._draw(arm), self._cost(arm, view)
         more = gain * view.trees_per_second
         saved = more * horizon / view.tokens_per_second
-        cost = 1.0 / view.trees_per_second if self._cost is None else self._cost
-        if saved > self._margin * cost:
-            return Opinion(True, f"saves {saved:.2f} s of {horizon:.0f}", more, cost)
-        self._back_off()
-        return Opinion(False, f"saves {saved:.2f} s of {horizon:.0f}: too little", more, cost)
+        words = f"{arm} saves {saved:.2f} s of {horizon:.0f}"
+        if saved <= self._margin * cost:
+            return -np.inf, Opinion(None, f"{words}: too little", more, cost)
+        if cost > self._purse:
+            return -np.inf, Opinion(None, f"{words}: the purse holds {self._purse:.2f}", more, cost)
+        return saved - cost, Opinion(arm, words, more, cost)
 
-    def told(self, gain: float, seconds: float) -> None:
-        self._weight = self.KEEP * self._weight + 1.0
-        self._gains = self.KEEP * self._gains + gain
-        self._squares = self.KEEP * self._squares + gain * gain
-        self._cost = seconds if self._cost is None else 0.8 * self._cost + 0.2 * seconds
-        if gain > 0:
-            self._wait = self.FIRST
-        else:
-            self._back_off()
+    def _earn(self, view: View) -> None:
+        """Fill the purse for the time since the last question."""
+        passed = max(view.seconds - self._seconds, 0.0)
+        self._seconds = view.seconds
+        share = self.SHARE
+        if view.tokens_per_second > 0:
+            saves = self._saved * view.trees_per_second / view.tokens_per_second
+            share += 0.5 * min(saves, 0.5)
+        self._purse += share * passed
+        self._saved *= float(np.exp(-passed / self.FADE))
 
-    def _draw(self) -> float:
+    def _cost(self, arm: str, view: View) -> float:
+        known = self._records[arm].cost
+        return self.STEPS[arm] / view.trees_per_second if known is None else known
+
+    def _draw(self, arm: str) -> float:
         """A gain, from the mean of former ones and one of the prior, with its uncertainty."""
-        count = self._weight + 1.0
-        mean = (self._gains + self.PRIOR_GAIN) / count
-        spread = self.PRIOR_SPREAD**2 + self._squares + self.PRIOR_GAIN**2 - count * mean**2
+        record = self._records[arm]
+        count = record.weight + 1.0
+        mean = (record.gains + self.PRIOR_GAIN) / count
+        spread = self.PRIOR_SPREAD**2 + record.squares + self.PRIOR_GAIN**2 - count * mean**2
         return float(self._luck.normal(mean, np.sqrt(max(spread, 0.0)) / count))
 
-    def _back_off(self) -> None:
-        self._wait = min(2 * self._wait, self.MOST)
+    def _back_off(self, arm: str) -> None:
+        self._records[arm].wait = min(2 * self._records[arm].wait, self.MOST)
 
     def _fell(self, accepted: float) -> bool:
         """Whether the last trees accepted far less than those before; then both means are equal."""
@@ -147,17 +231,19 @@ class CostAware:
         self._slow += slow * (accepted - self._slow)
         self._fast += max(self.FAST, 1.0 / self._seen) * (accepted - self._fast)
         error = float(np.sqrt(self._spread * self.FAST / 2.0))
-        fell = self._seen > 1.0 / self.FAST and self._slow - self._fast > self.FALL * error
+        fell = self._seen > 4.0 / self.FAST and self._slow - self._fast > self.FALL * error
         if fell:
             self._slow, self._seen = self._fast, int(1.0 / self.FAST)
         return fell
 
 
 class _Never:
-    def ask(self, view: View) -> Opinion | None:
+    arms: tuple[str, ...] = ()
+
+    def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
         return None
 
-    def told(self, gain: float, seconds: float) -> None:
+    def told(self, arm: str, gain: float, seconds: float) -> None:
         return None
 
 
@@ -167,17 +253,17 @@ def _every(argument: str | None) -> UpdateRule:
     return Every(int(argument))
 
 
-def _cost_aware(argument: str | None) -> UpdateRule:
+def _cost_aware(name: str, arms: tuple[str, ...], argument: str | None) -> UpdateRule:
     if argument is None:
-        return CostAware()
+        return CostAware(arms=arms)
     try:
         horizon = float(argument)
     except ValueError:
         horizon = 0.0
     if not 0.0 < horizon < float("inf"):
-        allowed = "cost-aware:S, with S the seconds of decoding still to come"
-        raise ArgumentError("updates", f"cost-aware:{argument}", allowed)
-    return CostAware(horizon)
+        allowed = f"{name}:S, with S the seconds of decoding still to come"
+        raise ArgumentError("updates", f"{name}:{argument}", allowed)
+    return CostAware(horizon, arms=arms)
 
 
 def _plain(name: str, rule: UpdateRule, argument: str | None) -> UpdateRule:
@@ -200,8 +286,13 @@ RULES.register(
 RULES.register("every", _every, "every:K tries an update after every K verified trees.")
 RULES.register(
     "cost-aware",
-    _cost_aware,
+    lambda argument=None: _cost_aware("cost-aware", ARMS, argument),
     "cost-aware[:S] tries an update if it should save more time than it takes, S seconds ahead.",
+)
+RULES.register(
+    "corrector-only",
+    lambda argument=None: _cost_aware("corrector-only", ("corrector",), argument),
+    "corrector-only[:S] is cost-aware with the path-conditioned part of the head alone.",
 )
 
 

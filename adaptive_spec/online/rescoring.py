@@ -2,7 +2,7 @@
 
 A candidate's score moves by the inner product of its key and the branch's query
 (``heads.branches``), so a lesson costs C products of r numbers. Scores of tokens that are no
-candidates stay as they were.
+candidates stay as they were when they were drafted.
 
 Legend: n lessons, C candidates, r rank, u different candidates of the batch.
 """
@@ -19,19 +19,27 @@ from adaptive_spec.types import Floats
 
 
 def log_chances(
-    corrector: Corrector, head: Head, batch: Batch, keys: torch.Tensor, where: torch.Tensor
+    corrector: Corrector,
+    head: Head,
+    batch: Batch,
+    keys: torch.Tensor,
+    bias: torch.Tensor | None,
+    where: torch.Tensor,
 ) -> torch.Tensor:
     """[n, C + 1] log-probabilities of the candidates, and of all other tokens together.
 
     Args:
         corrector: one that adds a bias to the scores (``LowRank`` and its kin).
-        keys: [u, r] of the batch's candidates; where: [n, C] the row of each.
+        keys: [u, r] of the batch's candidates; bias: [u] of them, None for 0.
+        where: [n, C] the row of each.
     """
     states = corrector.states(batch.path, head.embed(batch.path).float())
     state = states[torch.arange(len(batch)), batch.depth]
     query = corrector.query(state, corrector.gates(batch.hidden.float()))
     assert query is not None
     moved = torch.bmm(keys[where], query[:, :, None])[:, :, 0]
+    if bias is not None:
+        moved = moved + bias[where]
     scores = (batch.scores + moved) / batch.heat[:, None]
     return torch.cat([scores, batch.rest[:, None]], dim=1).log_softmax(dim=1)
 

@@ -1,0 +1,49 @@
+"""How fast decoding goes, for the rules of ``policies``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptive_spec.online.base import Feedback
+from adaptive_spec.online.policies import View
+
+
+class Pace:
+    """Rates over time that was spent decoding, the last hundred steps counting most.
+
+    The time between two steps counts if a request took part in both: else nobody waited.
+    """
+
+    KEEP = 0.99
+
+    def __init__(self) -> None:
+        self._seconds = self._tokens = self._trees = self._accepted = self._whole = 0.0
+        self._last = 0.0
+        self._present: set[str] = set()
+
+    def step(self, now: float, feedback: Sequence[Feedback]) -> None:
+        """A step ended, with whatever came between it and the step before."""
+        if not feedback:
+            return
+        present = {one.request for one in feedback}
+        if present & self._present:
+            self._whole += now - self._last
+            self._seconds = self.KEEP * self._seconds + now - self._last
+            self._tokens = self.KEEP * self._tokens + sum(len(one.tokens) for one in feedback)
+            self._trees = self.KEEP * self._trees + len(feedback)
+        self._accepted = sum(len(one.path) - 1 for one in feedback) / len(feedback)
+        self._last, self._present = now, present
+
+    @property
+    def trees_per_second(self) -> float:
+        return self._trees / self._seconds if self._seconds > 0 else 0.0
+
+    def view(self, trees: int) -> View:
+        """For a rule, after so many verified trees."""
+        return View(
+            trees=trees,
+            tokens_per_second=self._tokens / self._seconds if self._seconds > 0 else 0.0,
+            trees_per_second=self.trees_per_second,
+            seconds=self._whole,
+            accepted=self._accepted,
+        )
