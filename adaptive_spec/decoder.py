@@ -89,11 +89,12 @@ class Decoder:
             self.deciding.add(name, controller)
         self.deciding.add(config.policy)
         self.log = NullLog() if log is None else log
+        self.learner: Learner = NoUpdate() if learner is None else learner
         self.reporter = Reporter(
             self.deciding,
             latency,
             self.valuing,
-            NoUpdate() if learner is None else learner,
+            self.learner,
             self.log,
             self.drafting.names,
             any(coupled),

@@ -21,6 +21,8 @@ class Chart:
     y: str
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     log_x: bool = False
+    marks: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
+    """Dots on the lines, which then have none of their own."""
 
 
 @contextmanager
@@ -51,7 +53,10 @@ def charts(title: str, panels: Sequence[Chart]) -> bytes:
         row = made.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(row, panels, strict=True):
             for name, (x, y) in panel.lines.items():
-                axes.plot(x, y, marker=".", label=name, linewidth=1.2)
+                dots = None if panel.marks is not None else "."
+                (line,) = axes.plot(x, y, marker=dots, label=name, linewidth=1.2)
+                if panel.marks is not None and name in panel.marks:
+                    axes.plot(*panel.marks[name], "o", color=line.get_color(), markersize=4)
             if panel.log_x:
                 axes.set_xscale("log", base=2)
             axes.set_title(panel.title, fontsize="medium")

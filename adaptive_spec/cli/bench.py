@@ -32,7 +32,12 @@ def bench(
         str, typer.Option(help="Catalogue name, Hugging Face folder or hub id.")
     ] = "smollm2-135m",
     suite: Annotated[
-        str, typer.Option(help="humaneval, chat or FILE.jsonl.", rich_help_panel=_WHAT)
+        str,
+        typer.Option(
+            help="humaneval, chat, FILE.jsonl, or stream:stationary, stream:domains, "
+            "stream:target-drift, stream:adversarial.",
+            rich_help_panel=_WHAT,
+        ),
     ] = "humaneval",
     limit: Annotated[
         int, typer.Option(help="Prompts: the first N.", rich_help_panel=_WHAT)
@@ -54,6 +59,16 @@ def bench(
     raw: Annotated[
         bool, typer.Option("--raw", help="No chat template.", rich_help_panel=_WHAT)
     ] = False,
+    tokens: Annotated[
+        int, typer.Option(help="Of every part of a stream.", rich_help_panel=_WHAT)
+    ] = 15_000,
+    updates: Annotated[
+        str | None,
+        typer.Option(
+            help="never,cost-aware,...: rules of online updates, as a further factor.",
+            rich_help_panel=_WHO,
+        ),
+    ] = None,
     policies: Annotated[
         str | None,
         typer.Option(help="NAME,NAME:ARG,...; plain always runs.", rich_help_panel=_WHO),
@@ -113,7 +128,13 @@ def bench(
     """Compare policies and drafters on the same prompts, turn by turn in one process."""
     from adaptive_spec.bench.runner import run_bench
     from adaptive_spec.bench.settings import BenchSettings, Disturbance, Vary, split
+    from adaptive_spec.bench.streams import PREFIX
+    from adaptive_spec.cli.bench_stream import stream
 
+    factors = [*(vary or ())]
+    streams = suite.startswith(PREFIX)
+    if updates is not None or streams:
+        factors.append(f"online.updates={updates or 'never,cost-aware'}")
     settings = BenchSettings(
         model=model,
         suite=suite,
@@ -130,7 +151,7 @@ def bench(
         drafters=None if drafters is None else split(drafters),
         peers=split(peers or ""),
         baseline=baseline,
-        vary=tuple(Vary.parse(text) for text in vary or ()),
+        vary=tuple(Vary.parse(text) for text in factors),
         disturb=None if disturb is None else Disturbance.parse(disturb),
         memory=memory,
         ignore_eos=ignore_eos,
@@ -139,6 +160,9 @@ def bench(
         raw=raw,
         out=out,
     )
+    if streams:
+        stream(settings, tokens, as_json)
+        return
     with progress(quiet=True) as show:
         result = run_bench(settings, show)
     if disturb is not None:

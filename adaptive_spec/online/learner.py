@@ -9,6 +9,7 @@ Legend: D depths of a draft, C candidates, n lessons of a step.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -83,7 +84,12 @@ class HeadLearner:
         if any(arm.needs_passages for arm in self._arms.values()):
             drafter.passages = passages
         self.passages = drafter.passages
-        self.updates, self._trees, self._failures = 0, 0, 0
+        self.updates = self.trials = self._trees = self._failures = 0
+        self.seconds = 0.0
+        """That all trials took."""
+        self._paid: deque[float] = deque(
+            maxlen=1024
+        )  # tokens after which a kept update has paid for itself
         self._pace = Pace()
         self._asked = 0  # trees there were when the rule was asked last
         self._trial: _Trial | None = None
@@ -129,6 +135,10 @@ class HeadLearner:
             self._trial.join()
             self._trial = None
 
+    def break_even(self) -> float | None:
+        """Tokens after which a kept update of median worth has paid for itself; None without."""
+        return float(np.median(self._paid)) if self._paid else None
+
     def _settle(self, trial: _Trial, found: Outcome) -> Mapping[str, Any]:
         """Between two steps: take over what a trial found, or forget it."""
         began = self._clock()
@@ -140,6 +150,11 @@ class HeadLearner:
             self.arm, self.head_version = name, str(self.updates)
             self._changed(trial.arm)
         seconds = trial.seconds + self._clock() - began
+        self.trials += 1
+        self.seconds += seconds
+        if found.kept and (rate := self._pace.view(0).tokens_per_second) > 0:
+            faster = rate + found.gain * self._pace.trees_per_second
+            self._paid.append(seconds / (1.0 / rate - 1.0 / faster))
         self._rule.told(name, found.gain if found.kept else 0.0, seconds)
         return self._record(trial.opinion, found, seconds)
 
