@@ -248,9 +248,11 @@ class _Never:
 
 
 def _every(argument: str | None) -> UpdateRule:
-    if argument is None or not argument.isdecimal() or not 1 <= int(argument) <= 10**9:
-        raise ArgumentError("updates", f"every:{argument}", "every:K, with K 1 or more trees")
-    return Every(int(argument))
+    count, at, arm = (argument or "").partition("@")
+    if not count.isdecimal() or not 1 <= int(count) <= 10**9 or (at and arm not in ARMS):
+        allowed = f"every:K or every:K@ARM, with K 1 or more trees, ARM one of {', '.join(ARMS)}"
+        raise ArgumentError("updates", f"every:{argument}", allowed)
+    return Every(int(count), (arm,) if at else ARMS)
 
 
 def _cost_aware(name: str, arms: tuple[str, ...], argument: str | None) -> UpdateRule:
@@ -283,7 +285,9 @@ RULES.register(
     lambda argument=None: _plain("always", Every(FRESH), argument),
     f"Tries an update whenever {FRESH} trees were verified since the last one.",
 )
-RULES.register("every", _every, "every:K tries an update after every K verified trees.")
+RULES.register(
+    "every", _every, "every:K[@ARM] tries an update of ARM (full) after every K verified trees."
+)
 RULES.register(
     "cost-aware",
     lambda argument=None: _cost_aware("cost-aware", ARMS, argument),
