@@ -31,7 +31,7 @@ from adaptive_spec.target import refuse
 from adaptive_spec.user_cache import Progress, silent
 
 PREFIX = "stream:"
-DRIFT = 0.065
+DRIFT = 0.05
 """Size of the target's change, see ``drift``: what it does is measured in every run."""
 HOT = 1.5
 """Temperature of ``adversarial``: most of what a head guesses is wrong."""

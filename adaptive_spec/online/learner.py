@@ -35,6 +35,11 @@ OFF_PATH = 2
 """Lessons from nodes of a tree that were not visited, at most: the best ones."""
 FAILURES = 3
 """Trials in a row that were not finite, after which nothing is tried any more."""
+SPARSE = 4
+"""Where learning brings nothing, one tree in so many gives lessons, and one request in so many is
+watched for its text: watching costs time as well."""
+RECENT = 1024
+"""Requests that are remembered."""
 FAILED = Outcome(0.0, 0.0, False, "failed")
 MAKERS: Mapping[str, Callable[[CausalParallelDrafter, Lessons, Passages], Arm]] = {
     "full": lambda drafter, lessons, passages: FullArm(drafter.head, passages),
@@ -90,6 +95,8 @@ class HeadLearner:
         self._paid: deque[float] = deque(
             maxlen=1024
         )  # tokens after which a kept update has paid for itself
+        self._sparse, self._seen = 1, 0
+        self._requests: dict[str, bool] = {}  # the newest ones, and whether their text is watched
         self._pace = Pace()
         self._asked = 0  # trees there were when the rule was asked last
         self._trial: _Trial | None = None
@@ -101,12 +108,21 @@ class HeadLearner:
         """Keep the lessons of a step's trees; a request without a draft gives none."""
         self._pace.step(self._clock(), feedback)
         for one in feedback:
-            if self.passages is not None:
+            self._trees += 1
+            if self.passages is not None and self._watched(one.request):
                 _answer(self.passages, one)
             moment = self._drafter.moments.pop(one.request, None)
-            if moment is not None:
+            if moment is not None and self._trees % self._sparse == 0:
                 self.lessons.add(self._lessons(one, moment))
-            self._trees += moment is not None or self.passages is not None
+
+    def _watched(self, request: str) -> bool:
+        """Whether a request's text is learned from: decided once."""
+        if request not in self._requests:
+            self._requests[request] = self._seen % self._sparse == 0
+            self._seen += 1
+            if len(self._requests) > RECENT:
+                del self._requests[next(iter(self._requests))]
+        return self._requests[request]
 
     def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
         """Begin, go on with or end a trial, as the rule says and time allows; the record of what
@@ -120,6 +136,7 @@ class HeadLearner:
             if opinion is None:
                 return None
             if opinion.arm is None:
+                self._sparse = min(2 * self._sparse, SPARSE)
                 return self._record(opinion)
             arm = self._arms[opinion.arm]
             pieces = arm.pieces()
@@ -152,9 +169,10 @@ class HeadLearner:
         seconds = trial.seconds + self._clock() - began
         self.trials += 1
         self.seconds += seconds
-        if found.kept and (rate := self._pace.view(0).tokens_per_second) > 0:
+        if found.kept and found.gain > 0 and (rate := self._pace.view(0).tokens_per_second) > 0:
             faster = rate + found.gain * self._pace.trees_per_second
             self._paid.append(seconds / (1.0 / rate - 1.0 / faster))
+        self._sparse = 1 if found.kept else min(2 * self._sparse, SPARSE)
         self._rule.told(name, found.gain if found.kept else 0.0, seconds)
         return self._record(trial.opinion, found, seconds)
 
@@ -209,8 +227,8 @@ class HeadLearner:
         for row, node in enumerate(nodes):
             paths[row, : depth[row] + 1] = _branch(tree.token, tree.parent, node, moment.anchor)
         candidates = torch.from_numpy(moment.tokens[depth]).to(device)
-        logits = feedback.logits[torch.tensor(nodes, device=device) + 1].float()
-        wanted = (logits / moment.heat).softmax(dim=-1).gather(1, candidates)
+        logits = feedback.logits[torch.tensor(nodes, device=device) + 1]
+        wanted = _chances(logits, logits.gather(1, candidates), moment.heat)
         right = np.full(len(nodes), -1)
         for row in range(len(visited)):
             hits = np.flatnonzero(moment.tokens[depth[row]] == feedback.tokens[row])
@@ -282,13 +300,17 @@ class _Trial:
 def _answer(passages: Passages, feedback: Feedback) -> None:
     """What the target said at the visited nodes, into the request's text."""
     rows = torch.from_numpy(feedback.path + 1).to(feedback.logits.device)
-    scores = feedback.logits[rows].float() / (feedback.temperature or 1.0)
-    chance, best = (
-        (scores - scores.logsumexp(dim=-1, keepdim=True))
-        .exp()
-        .topk(min(LIKELIEST, scores.shape[1]), dim=-1)
-    )
+    scores = feedback.logits[rows]
+    highest, best = scores.topk(min(LIKELIEST, scores.shape[1]), dim=-1)
+    chance = _chances(scores, highest, feedback.temperature or 1.0)
     passages.answer(feedback.request, best.int().cpu(), chance.cpu())
+
+
+def _chances(scores: torch.Tensor, some: torch.Tensor, heat: float) -> torch.Tensor:
+    """[n, k] softmax of scores [n, V] at a temperature, for some of them [n, k]."""
+    top = scores.amax(dim=-1, keepdim=True).float()
+    powers = (scores.float() - top).div_(heat).exp_()  # torch's own are many times slower on a CPU
+    return (some.float() - top).div_(heat).exp_() / powers.sum(dim=-1, keepdim=True)
 
 
 def _branch(token: Any, parent: Any, node: int, anchor: int) -> list[int]:
