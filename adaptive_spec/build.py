@@ -36,7 +36,7 @@ def settle(config: Config, model: Any) -> Config:
         return config
     from adaptive_spec.heads.shelf import made_for
 
-    head = made_for(model)
+    head = config.causal_parallel.head or made_for(model)
     drafter = SUFFIX if head is None else f"causal_parallel:{head}+{SUFFIX}"
     return config.model_copy(update={"drafter": drafter})
 

@@ -74,6 +74,9 @@ class DraftModelSection(_Section):
 class CausalParallelSection(_Section):
     """Options of the ``causal_parallel`` drafter."""
 
+    head: str | None = Field(
+        None, description="name, folder or hub id of a head; none: the one that ships"
+    )
     width: int = Field(8, ge=1, le=64, description="nodes expanded together")
     siblings: int = Field(8, ge=1, le=64, description="children considered per node")
 

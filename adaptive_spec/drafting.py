@@ -33,6 +33,7 @@ class Panel:
     def __init__(self, drafters: Sequence[Drafter], clock: Clock) -> None:
         self._walls = [Drafting(drafter, index) for index, drafter in enumerate(drafters)]
         self._clock = clock
+        self.drafters = tuple(drafters)
         self.names = tuple(drafter.name for drafter in drafters)
         self.reads_noise = tuple(drafter.reads_noise for drafter in drafters)
         self.runs_model = tuple(drafter.name for drafter in drafters if drafter.has_model)

@@ -29,6 +29,7 @@ from adaptive_spec.decoder import Decoder
 from adaptive_spec.drafters.base import Drafter
 from adaptive_spec.drafters.registry import DraftContext
 from adaptive_spec.errors import ArgumentError, CacheError, DecodingError, UnsupportedError
+from adaptive_spec.heads.store import save_head
 from adaptive_spec.models import load
 from adaptive_spec.outputs import assemble
 from adaptive_spec.row_rules import stop_string_criteria
@@ -85,6 +86,26 @@ class AdaptiveDecoder(Decoder):
         facts, threads = self.target.architecture, torch.get_num_threads()
         with self._lock:
             save_models(path, self.config, facts, threads, self._models)
+
+    def save_head(self, folder: str | Path) -> None:
+        """Store the draft head as it is now; ``causal_parallel={"head": folder}`` drafts with it.
+
+        What was learned while serving is gone with the decoder unless it is saved.
+
+        Raises:
+            UnsupportedError: no drafter of this decoder has a head that was read from disk.
+            OSError, SafetensorError: it cannot be written.
+        """
+        stored = [
+            found for one in self.drafting.drafters if (found := getattr(one, "stored", None))
+        ]
+        if not stored:
+            raise UnsupportedError("save_head without a causal_parallel drafter of this config")
+        (head,) = stored
+        version, updates = self.learner.head_version, getattr(self.learner, "updates", 0)
+        about = {**head.training, "served": {"updates": updates, "version": version}}
+        with self._lock:
+            save_head(folder, head.head, head.target, about, dtype=torch.float32)
 
     # -- door 1 ------------------------------------------------------------------------------
 

@@ -244,9 +244,13 @@ def test_null_fields_and_a_request_without_steps(
     log = BudgetLog(LogSettings(path))
     log.request(end("a", [], seconds=0.0, finish_reason="error", finish_detail="prefill: no"))
     log.update({"arm": "skip"})
+    log.update({"arm": "corrector", "kept": True, "realised_cost": 0.25, "decision": "saves 2 s"})
+    log.update({"arm": "corrector", "kept": False, "realised_cost": 0.25, "decision": "a\x1bb"})
     called = Called(capsys, path)
     assert called.row("a") == ["a", "fixed:8", "suffix", "0", "0", *"-------", "error"]
-    assert "online updates: 1" in called.out
+    words = "updates of the head: corrector 1 of 2 kept in 0.50 s, skipped 1"
+    assert words in called.words
+    assert "\x1b" not in called.out
     called = Called(capsys, path, "--request", "a")
     assert called.code == 0
     assert "ended by error (prefill: no)" in called.words

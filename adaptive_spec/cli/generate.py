@@ -57,13 +57,21 @@ def generate(
         list[str] | None, typer.Option("--set", help="section.field=value; may be repeated.")
     ] = None,
     log: Annotated[str | None, typer.Option(help="Write the budget log to this file.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Draft with this head: name, folder or hub id.")
+    ] = None,
+    save_head: Annotated[
+        str | None, typer.Option(help="Keep the head in this folder as it is at the end.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Generate a text. It is what plain decoding would give, whatever the policy."""
     sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
     check_machine(dtype, threads)
     text = _prompt(prompt, prompt_file)
-    settings = resolve_config(config, set_ or [], policy=policy, drafter=drafter, log=log)
+    settings = resolve_config(
+        config, set_ or [], policy=policy, drafter=drafter, log=log, head=head
+    )
     with progress() as show:
         from adaptive_spec import models
         from adaptive_spec.build import build_log
@@ -89,6 +97,8 @@ def generate(
     with decoder.start(ids, attention_mask=torch.ones_like(ids), **sampling) as session:
         _stream(session, None if json else TextStream(tokenizer))
         seconds = time.perf_counter() - began
+    if save_head is not None:
+        _save_head(decoder, save_head)
     facts = _facts(session, seconds)
     if json:
         answer = tokenizer.decode(session.generated, skip_special_tokens=True)
@@ -99,6 +109,16 @@ def generate(
         raise DecodingError(
             f"the text ends early: {facts['stats']['finish_detail']}", [session.generated]
         ) from session.error
+
+
+def _save_head(decoder: Any, folder: str) -> None:
+    from safetensors import SafetensorError
+
+    with about("--save-head", folder):
+        try:
+            decoder.save_head(os.path.expanduser(folder))
+        except (OSError, SafetensorError) as error:
+            raise ArgumentError("save_head", folder, f"it cannot be written: {error}") from error
 
 
 def resolve_config(source: str | None, overrides: list[str], **flags: str | None) -> Config:
@@ -113,6 +133,8 @@ def resolve_config(source: str | None, overrides: list[str], **flags: str | None
     values.update({name: given for name, given in names.items() if given is not None})
     if flags.get("log") is not None:
         values["log"]["path"] = flags["log"]
+    if flags.get("head") is not None:
+        values["causal_parallel"]["head"] = flags["head"]
     settings = load_config(values)
     with about(*origin("policy", "--policy", names["policy"], source, overrides)):
         entry, argument = CONTROLLERS.find(settings.policy)

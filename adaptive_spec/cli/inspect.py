@@ -154,8 +154,8 @@ def summary(facts: Facts) -> list[str]:
         split = ", ".join(f"{part} {percent(share)}" for part, share in sums["shares"].items())
         seconds = figure(sums["forward_seconds"], 2)
         lines.append(f"forwards in the log: {sums['forwards_in_log']} in {seconds} s: {split}")
-    if facts.updates:
-        lines.append(f"online updates: {facts.updates}")
+    if (updates := facts.updates.line()) is not None:
+        lines.append(updates)
     if facts.skipped:
         lines.append(f"skipped lines, which are no records: {facts.skipped}")
     if facts.odd:

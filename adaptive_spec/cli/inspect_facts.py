@@ -22,6 +22,7 @@ from adaptive_spec.cli.inspect_records import (
     read_end,
     read_step,
 )
+from adaptive_spec.cli.inspect_updates import Updates
 from adaptive_spec.errors import LogError
 from adaptive_spec.log_reader import LogReader, Record
 
@@ -161,7 +162,7 @@ class Facts:
     """A whole log, its arrays left out."""
 
     requests: dict[str, Request] = field(default_factory=dict)
-    updates: int = 0
+    updates: Updates = field(default_factory=Updates)
     skipped: int = 0
     """Lines that are no record, and records that belong to no request."""
     unknown_schema: dict[int, int] = field(default_factory=dict)
@@ -174,7 +175,7 @@ class Facts:
         """Take in the next record."""
         fields, name = Fields(record), record.get("request")
         if record["kind"] == "update":
-            self.updates += 1
+            self.updates.add(record)
         elif not isinstance(name, str) or not name:
             self.skipped += 1
         else:
@@ -205,7 +206,7 @@ class Facts:
             "seconds": seconds,
             "tokens_per_second": ratio(sum(tokens for tokens, _ in timed), seconds),
             "shares": shares(parts),
-            "updates": self.updates,
+            "updates": self.updates.as_dict(),
         }
 
 

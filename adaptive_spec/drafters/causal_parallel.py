@@ -12,7 +12,7 @@ Legend: R requests, D depths, H hidden, C candidates of a depth, M nodes expande
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,8 @@ class CausalParallelDrafter:
         self.memory = HeadMemory(head, context_limit, slots)
         self.moments: dict[str, Moment] = {}
         """By request, of the newest draft; a learner takes them out."""
+        self.stored: Stored | None = None
+        """What is known of the head, where it was read from disk."""
         self.wants_moments = False
         self.passages: Passages | None = None
         """Where texts and taps go that the whole head learns from, if it does."""
@@ -280,4 +282,6 @@ def for_target(stored: Stored, model: Any, **options: Any) -> CausalParallelDraf
         head.bias.data = head.bias.data.float()
     embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
     head.lend(embeddings.weight, output.weight)
-    return CausalParallelDrafter(head, facts.context_limit, **options)
+    drafter = CausalParallelDrafter(head, facts.context_limit, **options)
+    drafter.stored = replace(stored, head=head)
+    return drafter

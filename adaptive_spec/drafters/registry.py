@@ -59,7 +59,7 @@ def _causal_parallel(
 ) -> Drafter:
     shelf = import_module("adaptive_spec.heads.shelf")
     if argument is None:
-        argument = shelf.made_for(context.target)
+        argument = options.get("head") or shelf.made_for(context.target)
     if argument is None:
         allowed = "no head ships for this target; causal_parallel:NAME takes a name of "
         allowed += "`adaptive-spec heads`, a folder or a hub id"
