@@ -163,13 +163,25 @@ def run_stream(
     model, tokenizer = models.load(settings.model, settings.dtypes[0], progress=progress)
     refuse(model)
     names = [one for one in settled(names, model) if stream.plain or one.name != PLAIN]
-    names.sort(key=lambda one: one.config is None or one.config.online.updates != NEVER)
+    names = _by_rule(names)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or before)
     try:
         return _Run(settings, stream, names, model, tokenizer).run(tokens, progress, keep)
     finally:
         torch.set_num_threads(before)
+
+
+def _by_rule(names: Sequence[Contestant]) -> list[Contestant]:
+    """``never`` first, since all are compared with it, and plain last; called by their rules where
+    nothing else differs."""
+    rules = {one.name: one.config.online.updates for one in names if one.config is not None}
+    rules |= {PLAIN: PLAIN}
+    known = [rules[one.name] for one in names if one.name in rules]
+    if len(set(known)) == len(names):
+        names = [replace(one, name=rules[one.name]) for one in names]
+    never = {NEVER, *(name for name, rule in rules.items() if rule == NEVER)} - {PLAIN}
+    return sorted(names, key=lambda one: (one.name == PLAIN, one.name not in never))
 
 
 class _Run:
