@@ -35,7 +35,7 @@ OFF_PATH = 2
 """Lessons from nodes of a tree that were not visited, at most: the best ones."""
 FAILURES = 3
 """Trials in a row that were not finite, after which nothing is tried any more."""
-SPARSE = 4
+SPARSE = 16
 """Where learning brings nothing, one tree in so many gives lessons, and one request in so many is
 watched for its text: watching costs time as well."""
 RECENT = 1024
