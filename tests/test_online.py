@@ -393,11 +393,10 @@ def test_labels_that_lie_about_the_past_are_found_out(arm: str) -> None:
     if arm == "full":
         assert learner.passages is not None
         fit, held = learner.passages.split() or ([], [])
-        truth = {id(w.text): w.text.whole("best").clone() for w in held}
-        for window in fit:
-            best = window.text.whole("best")
-            best.copy_(torch.randint(0, 64, best.shape, generator=luck, dtype=torch.int32))
-        assert truth
+        assert held
+        for window in fit:  # slices of what is kept
+            lies = torch.randint(0, 64, window.best.shape, generator=luck, dtype=torch.int32)
+            window.best.copy_(lies)
     else:
         kept = learner.lessons._kept
         assert kept is not None

@@ -143,6 +143,17 @@ class CausalParallelDrafter:
             self.passages.end(request.id)
         self.memory.finish(request.id)
 
+    def refresh(self) -> None:
+        """The head's weights are others now: compute anew what was made with the former ones.
+
+        Raises:
+            HeadError: a request's taps are not known from its beginning.
+        """
+        if self.passages is not None:
+            self.memory.refresh(self.passages.taps)
+        self._branches.refresh()
+        self.moments.clear()
+
     @torch.no_grad()
     def propose(
         self, requests: Sequence[DraftRequest], plans: Sequence[Plan]

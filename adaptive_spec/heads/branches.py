@@ -61,14 +61,18 @@ class Branches:
     """Looks at forwards of ``head``, and scores the children of nodes.
 
     Args:
-        head: with the target's weights lent to it. Of its weights only the corrector's may change
-            afterwards, in place.
+        head: with the target's weights lent to it. If its weights change, ``refresh`` is due; of a
+            corrector that adds a bias they may change in place without.
         candidates: likeliest tokens of a place that are scored.
     """
 
     def __init__(self, head: Head, candidates: int) -> None:
         self._head, self._candidates = head, candidates
         self._keys = head.keys()
+
+    def refresh(self) -> None:
+        """Look at the head's weights again."""
+        self._keys = self._head.keys()
 
     def look(self, hidden: torch.Tensor, heat: Floats, noise: Noise | None = None) -> Depths | None:
         """Choose the candidates: the likeliest tokens, or those that are likeliest with the noise.

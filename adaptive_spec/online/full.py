@@ -96,8 +96,9 @@ class FullArm:
 
     def settle(self, kept: bool) -> None:
         """Round the copy into what drafts, or make it what drafts; then Adam begins anew."""
-        learner = self._learner()
-        live = dict(self._live.named_parameters())
+        if self._copy is None:
+            return
+        learner, live = self._copy, dict(self._live.named_parameters())
         with torch.no_grad():
             for name, weight in learner.named_parameters():
                 if kept:

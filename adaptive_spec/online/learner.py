@@ -180,8 +180,7 @@ class HeadLearner:
         """The head is another one: what was computed with the former one is, too."""
         if by.needs_passages:
             assert self.passages is not None
-            self._drafter.memory.refresh(self.passages.taps)
-            self._drafter.moments.clear()
+            self._drafter.refresh()
             self.lessons.clear()
         for arm in self._arms.values():
             if arm is not by:
@@ -302,7 +301,7 @@ def _answer(passages: Passages, feedback: Feedback) -> None:
     rows = torch.from_numpy(feedback.path + 1).to(feedback.logits.device)
     scores = feedback.logits[rows]
     highest, best = scores.topk(min(LIKELIEST, scores.shape[1]), dim=-1)
-    chance = _chances(scores, highest, feedback.temperature or 1.0)
+    chance = _chances(scores, highest, 1.0)  # heads learn at 1, and draft at any temperature
     passages.answer(feedback.request, best.int().cpu(), chance.cpu())
 
 

@@ -29,6 +29,8 @@ WINDOW, BEFORE = 64, 256
 """Positions that a window teaches, and those before them that it shows, at most."""
 HELD_OUT = 0.25
 """Share of the newest positions that updates are judged by."""
+KEPT = ("tokens", "taps", "best", "chance")
+"""What is kept of every position."""
 LENGTHS = 64
 """Windows are padded to multiples of so many positions: few shapes."""
 
@@ -60,13 +62,22 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Positions ``first`` to ``last`` of a text: the target was asked at all of them."""
+    """Positions of a text from ``first`` on, at all of which the target was asked, and those shown
+    before them: slices that nobody writes to, so that a trial in a thread may read them."""
 
-    text: Text
+    tokens: torch.Tensor
+    taps: torch.Tensor
+    best: torch.Tensor
+    chance: torch.Tensor
+    """[T, ...] each, as of the text."""
     first: int
-    last: int
     time: int
     """When the last one was known."""
+
+    @property
+    def size(self) -> int:
+        """Positions that it teaches."""
+        return len(self.tokens) - self.first
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +153,13 @@ class Passages:
     def bytes(self) -> int:
         """Memory of all texts."""
         texts = (*self._ended, *self._open.values())
-        names = ("tokens", "taps", "best", "chance")
-        return sum(piece.nbytes for one in texts for name in names for piece in getattr(one, name))
+        return sum(piece.nbytes for one in texts for name in KEPT for piece in getattr(one, name))
 
     def split(self) -> tuple[list[Window], list[Window]] | None:
         """Windows to fit and windows held out, the newest; None while there is too little."""
         found = [w for text in (*self._ended, *self._open.values()) for w in _windows(text)]
         found.sort(key=lambda window: window.time)
-        sizes = np.cumsum([window.last - window.first for window in found])
+        sizes = np.cumsum([window.size for window in found])
         if not len(sizes):
             return None
         cut = int(np.searchsorted(sizes, sizes[-1] * (1.0 - HELD_OUT)))
@@ -161,24 +171,19 @@ def blocks_of(
     windows: Sequence[Window], anchors: int, block: int, causal: bool, luck: random.Random
 ) -> Answered:
     """Blocks at random places of windows, ``anchors`` in each, some of them twice in short ones."""
-    starts = [max(window.first - BEFORE, 0) for window in windows]
-    sizes = [window.last - start for window, start in zip(windows, starts, strict=True)]
+    sizes = [len(window.tokens) for window in windows]
     length = max(sizes) + -max(sizes) % LENGTHS
-    pieces: dict[str, list[torch.Tensor]] = {
-        name: [
-            _padded(window.text.whole(name)[start : window.last], length)
-            for window, start in zip(windows, starts, strict=True)
-        ]
-        for name in ("tokens", "taps", "best", "chance")
+    stacked = {
+        name: torch.stack([_padded(getattr(window, name), length) for window in windows])
+        for name in KEPT
     }
     places = []
-    for window, start in zip(windows, starts, strict=True):
-        possible = range(max(window.first - start, 1), window.last - start - 1)
+    for window, size in zip(windows, sizes, strict=True):
+        possible = range(max(window.first, 1), size - 1)
         picked = luck.sample(possible, min(anchors, len(possible)))
         places.append(sorted([*picked, *luck.choices(possible, k=anchors - len(picked))]))
     where = torch.tensor(places)
     slots = where[..., None] + torch.arange(block)
-    stacked = {name: torch.stack(found) for name, found in pieces.items()}
     return Answered(
         **stacked,
         anchors=where,
@@ -200,7 +205,9 @@ def _windows(text: Text) -> list[Window]:
             last = min(first + WINDOW, int(stop))
             if last - first >= 3:
                 time = text.times[int(np.searchsorted(ends, last))][1]
-                found.append(Window(text, first, last, time))
+                start = max(first - BEFORE, 0)
+                tokens, taps, best, chance = (text.whole(name)[start:last] for name in KEPT)
+                found.append(Window(tokens, taps, best, chance, first - start, time))
     return found
 
 
