@@ -84,7 +84,8 @@ class Reporter:
 
     def close(self) -> None:
         """The learner ends what it is about."""
-        self._faults.tell("online", self._learner.close)
+        if (close := getattr(self._learner, "close", None)) is not None:  # older ones have none
+            self._faults.tell("online", close)
 
     def request(self, session: Session, seconds: float) -> None:
         """Tell the log about a request that ended."""

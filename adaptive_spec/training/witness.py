@@ -37,6 +37,9 @@ class Witness:
     def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
         return None
 
+    def close(self) -> None:
+        return None
+
     def _count(self, one: Feedback) -> None:
         tree = one.tree
         for level, (node, token) in enumerate(zip(one.path.tolist(), one.tokens, strict=False)):
