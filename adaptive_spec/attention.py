@@ -73,36 +73,44 @@ AttentionInterface.register(NAME, grouped_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-class Grouped:
-    """Points a model at ``grouped_attention`` for the length of a forward.
+class Pointed:
+    """Points a model at another attention function for the length of a forward.
 
     Args:
-        model: nothing is changed unless it is on a CPU and attends by transformers' own ``sdpa``.
+        name: of a registered function; None changes nothing.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, name: str | None) -> None:
         configs = {
             id(part.config): part.config for part in model.modules() if hasattr(part, "config")
         }
+        self._name = name
         self._configs = [
             config
             for config in configs.values()
-            if model.device.type == "cpu"
-            and getattr(config, "_attn_implementation", None) == SDPA
+            if name is not None
             and ALL_ATTENTION_FUNCTIONS[SDPA] is sdpa_attention_forward
+            and getattr(config, "_attn_implementation", None) == SDPA
         ]
 
     @property
     def applies(self) -> bool:
-        """The model attends by ``grouped_attention``."""
+        """The model attends by that function."""
         return bool(self._configs)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         for config in self._configs:
-            config._attn_implementation = NAME
+            config._attn_implementation = self._name
         try:
             yield
         finally:
             for config in self._configs:
                 config._attn_implementation = SDPA
+
+
+class Grouped(Pointed):
+    """Points a model on a CPU at ``grouped_attention``; one elsewhere is left alone."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, NAME if model.device.type == "cpu" else None)

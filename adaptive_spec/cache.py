@@ -69,6 +69,9 @@ class SlotPool:
         self.owner[slots] = FREE
         return slots
 
+    def __contains__(self, owner: int) -> bool:
+        return owner in self._owned
+
     def slots(self, owner: int) -> list[int]:
         """Committed slots of ``owner`` in order of position."""
         return self._owned[owner]

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -116,6 +116,9 @@ class Config(_Section):
     )
     calibration: str | None = Field(
         None, description="file of `adaptive-spec calibrate` to start from; none starts cold"
+    )
+    kernels: Literal["auto", "off"] = Field(
+        "auto", description="Triton kernels: where they can run (on CUDA), or nowhere"
     )
     self_check: bool = Field(
         True,

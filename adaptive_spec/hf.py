@@ -59,12 +59,13 @@ class AdaptiveDecoder(Decoder):
         refuse(model)
         if drafter is None:
             resolved = settle(resolved, model)
-            drafter = build_drafters(resolved, draft_context(model))
+            drafter = build_drafters(resolved, draft_context(model, resolved.kernels == "auto"))
         drafters = list(drafter) if isinstance(drafter, Sequence) else [drafter]
         names = [one.name for one in drafters]
         if not names or len(set(names)) < len(names):
             raise ArgumentError("drafter", names, "at least one, each with a name of its own")
-        target = Target(model, [tap for one in drafters for tap in one.taps])
+        taps = [tap for one in drafters for tap in one.taps]
+        target = Target(model, taps, kernels=resolved.kernels == "auto")
         models = build_models(resolved, target.architecture, torch.get_num_threads(), names)
         foreign = parts.keys() & {"latency", "acceptance"}
         self._models = None if foreign else models
@@ -286,7 +287,7 @@ class _Capture(_Bound):
         return call.input_ids
 
 
-def draft_context(model: Any) -> DraftContext:
+def draft_context(model: Any, kernels: bool = True) -> DraftContext:
     """What drafters may ask of a target and its surroundings."""
 
     def load_like(name: str) -> tuple[Any, Any]:
@@ -299,4 +300,4 @@ def draft_context(model: Any) -> DraftContext:
         except (OSError, ValueError):  # a model made in memory, or a folder without a tokenizer
             return None
 
-    return DraftContext(model, load_like, tokenizer)
+    return DraftContext(model, load_like, tokenizer, kernels)

@@ -53,6 +53,17 @@ def derive_seed(seed: int, row: int) -> int:
     return seed if row == 0 else _mix((_mix(seed & _WORD) + row * _GOLDEN) & _WORD) >> 1
 
 
+def gumbel(start: int | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[...] float64 noise of int64 tokens, from states of ``KeyedNoise.start`` that broadcast."""
+    words = (tokens + 1) * _signed(_GOLDEN) + start
+    words = (words ^ _shift(words, 30)) * _signed(_MIX_A)
+    words = (words ^ _shift(words, 27)) * _signed(_MIX_B)
+    words = words ^ _shift(words, 31)
+    # 52 bits and a half: one bit more would round up to 1, whose noise is infinite.
+    uniform = (_shift(words, 12).double() + 0.5) * 2.0**-52
+    return -torch.log(-torch.log(uniform))
+
+
 class KeyedNoise:
     """Gumbel noise as a function of (seed, position, token)."""
 
@@ -60,16 +71,13 @@ class KeyedNoise:
         self.seed = seed
         self._key = _mix((seed & _WORD) + _GOLDEN & _WORD)
 
+    def start(self, position: int) -> int:
+        """The generator's state at ``position``, as int64."""
+        return _signed(_mix((self._key + (position + 1) * _GOLDEN) & _WORD))
+
     def tensor(self, position: int, tokens: torch.Tensor) -> torch.Tensor:
         """[C] float64 noise of the int64 ``tokens`` at ``position``, on their device."""
-        start = _mix((self._key + (position + 1) * _GOLDEN) & _WORD)
-        words = (tokens + 1) * _signed(_GOLDEN) + _signed(start)
-        words = (words ^ _shift(words, 30)) * _signed(_MIX_A)
-        words = (words ^ _shift(words, 27)) * _signed(_MIX_B)
-        words = words ^ _shift(words, 31)
-        # 52 bits and a half: one bit more would round up to 1, whose noise is infinite.
-        uniform = (_shift(words, 12).double() + 0.5) * 2.0**-52
-        return -torch.log(-torch.log(uniform))
+        return gumbel(self.start(position), tokens)
 
     def gumbel(self, position: int, tokens: Ints) -> Floats:
         """The same noise for host arrays, without torch: what coupled drafters read."""

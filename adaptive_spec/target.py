@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import nn
 from adaptive_spec.attention import Grouped
 from adaptive_spec.cache import SlotCache
 from adaptive_spec.errors import UnsupportedError
+from adaptive_spec.kernels.attach import TreeKernels, refusal
 from adaptive_spec.packing import PackedBatch, visible
 from adaptive_spec.types import Architecture
 
@@ -42,12 +43,13 @@ class Target:
     Args:
         model: any ``PreTrainedModel`` with a causal language-model head, in eval mode.
         taps: layers whose hidden states every forward returns.
+        kernels: let Triton kernels attend where they suit the model (``kernels.attach``).
 
     Raises:
         UnsupportedError: the model cannot be served exactly; the message says why.
     """
 
-    def __init__(self, model: Any, taps: Sequence[int] = ()) -> None:
+    def __init__(self, model: Any, taps: Sequence[int] = (), *, kernels: bool = True) -> None:
         refuse(model)
         self.model = model
         self.architecture = describe(model)
@@ -56,7 +58,14 @@ class Target:
         self._kinds = sorted(set(self._layer_types or [_single_kind(model)]))
         self._window = next((w for w in self.architecture.windows if w is not None), None)
         self._additive = model.config._attn_implementation == "eager"
-        self._attention = Grouped(model)
+        self._grouped = Grouped(model)
+        self.kernels: TreeKernels | None = None
+        """What attends in place of masks; ``drop_kernels`` takes it away."""
+        if kernels and refusal(model) is None:
+            facts = self.architecture
+            windows = {kind: self._window if kind == SLIDING else None for kind in self._kinds}
+            self.kernels = TreeKernels(model, windows, facts.heads // facts.kv_heads)
+            self.architecture = replace(facts, grouped=True)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._tapped: dict[int, torch.Tensor] | None = None  # filled by the hooks of a run
         self._hooks = [
@@ -69,6 +78,11 @@ class Target:
         """Remove the tap hooks from the model."""
         for hook in self._hooks:
             hook.remove()
+
+    def drop_kernels(self) -> None:
+        """Attend under masks from now on."""
+        self.kernels = None
+        self.architecture = describe(self.model)
 
     def _tap(self, layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -100,15 +114,20 @@ class Target:
         tapped: dict[int, torch.Tensor] = {}
         self._tapped = tapped
         try:
-            with self._attention():
+            with self.kernels() if self.kernels else self._grouped():
                 logits = self.model(**inputs, **options).logits[0]
         finally:
             self._tapped = None
         return Verified(logits=logits[-1:] if last_only else logits, taps=tapped)
 
     def _masks(self, cache: SlotCache, batch: PackedBatch, high: int) -> Any:
-        """A mask per layer type where the model takes a dict, else the one of its only type."""
+        """A mask per layer type where the model takes a dict, else the one of its only type; the
+        kernels' marks in their place where there are any."""
         pool = cache.pool
+        if self.kernels is not None:
+            self.kernels.lay(pool, batch)
+            marks = self.kernels.marks
+            return dict(marks) if self._layer_types else marks[self._kinds[0]]
         position = pool.position[:high].copy()
         position[batch.slots] = batch.positions[: len(batch.slots)]
         masks = {

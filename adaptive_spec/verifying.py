@@ -39,6 +39,8 @@ class Verification:
     """[M] the row has a finite maximum: no NaN, no +inf, not all -inf."""
     high_water: int
     """Pool slots that attention read."""
+    order: Ints | None = None
+    """[M] where a greedy walk comes to the row, from 1 on, 0 for never; None if not known."""
 
 
 def verify(
@@ -79,7 +81,7 @@ def verify(
             timer.start()
             result = target.run(inputs)
             logits = result.logits[: len(batch.slots)]
-            peak, ids = _peaks(logits, timer)
+            peak, ids, order = _peaks(target, logits, timer)
             laps.mark("verify", timer.seconds())
         except Exception as error:
             if not is_out_of_memory(error) or not nodes:
@@ -100,6 +102,7 @@ def verify(
             top=ids,
             finite=np.isfinite(peak),
             high_water=cache.read_slots,
+            order=order,
         )
 
 
@@ -107,12 +110,18 @@ ROWS = 4
 """Rows of logits that are converted together."""
 
 
-def _peaks(logits: torch.Tensor, timer: Timer) -> tuple[Floats, Ints]:
-    """[M] largest logit of every row (NaN if there is one) and its lowest id; stops the timer.
+def _peaks(target: Target, logits: torch.Tensor, timer: Timer) -> tuple[Floats, Ints, Ints | None]:
+    """[M] largest logit of every row (NaN if there is one) and its lowest id, and the order of a
+    greedy walk where kernels find it; stops the timer.
 
     On a CPU numpy finds them an order of magnitude faster than torch; some rows at a time, because
     a float32 copy of all logits would be the largest thing in memory.
     """
+    if target.kernels is not None:
+        verdict = target.kernels.verdict(logits)
+        timer.stop()
+        peak, ids, order = verdict.cpu().numpy()
+        return peak, ids.astype(np.int64), order.astype(np.int64)
     if logits.device.type == "cpu":
         peaks, places = list[Floats](), list[Ints]()
         for first in range(0, len(logits), ROWS):
@@ -120,12 +129,12 @@ def _peaks(logits: torch.Tensor, timer: Timer) -> tuple[Floats, Ints]:
             places.append(host.argmax(axis=1))
             peaks.append(host[np.arange(len(host)), places[-1]].astype(np.float64))
         timer.stop()
-        return np.concatenate(peaks), np.concatenate(places)
+        return np.concatenate(peaks), np.concatenate(places), None
     best, top = logits.max(dim=-1)
     found = torch.stack((best.double(), top.double()))
     timer.stop()
     peak, ids = found.cpu().numpy()
-    return peak, ids.astype(np.int64)
+    return peak, ids.astype(np.int64), None
 
 
 def judge(share: Share, check: Verification, elapsed: float) -> None:
@@ -150,7 +159,7 @@ def judge(share: Share, check: Verification, elapsed: float) -> None:
         return sampler.choose(scores, here + len(verdict.tokens))
 
     try:
-        for node, token in walk(tree, choose):
+        for node, token in _walked(share, check) or walk(tree, choose):
             verdict.nodes.append(node)
             verdict.tokens.append(token)
             if node != ROOT:
@@ -167,6 +176,20 @@ def judge(share: Share, check: Verification, elapsed: float) -> None:
     except Exception as error:
         error.add_note(f"raised while request {session.id} chose its next token")
         raise
+
+
+def _walked(share: Share, check: Verification) -> list[tuple[int, int]]:
+    """The walk as the device found it: (node, token); empty where it is the host's to find."""
+    rules, first = share.session.rules, share.first_row
+    kept = rules.keep_scores or rules.keep_logits
+    if check.order is None or kept or not rules.sampler.is_argmax:
+        return []
+    order = check.order[first : first + 1 + len(share.tree)]
+    path = np.argsort(order)[np.count_nonzero(order == 0) :]
+    rows = first + path
+    if not check.finite[rows].all():
+        return []
+    return list(zip((path - 1).tolist(), check.top[rows].tolist(), strict=True))
 
 
 def label(share: Share, check: Verification, soft: bool = False) -> Labels:

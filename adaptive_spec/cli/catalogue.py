@@ -20,9 +20,17 @@ models = typer.Typer(
 )
 
 
+DeviceInfo = Annotated[
+    bool, typer.Option("--device-info", help="Which device, and whether Triton kernels run on it.")
+]
+
+
 @models.callback()
-def _list(context: typer.Context, json: Json = False) -> None:
+def _list(context: typer.Context, json: Json = False, device_info: DeviceInfo = False) -> None:
     if context.invoked_subcommand is not None:
+        return
+    if device_info:
+        _device(json)
         return
     from adaptive_spec.models import listing
 
@@ -51,6 +59,20 @@ def _list(context: typer.Context, json: Json = False) -> None:
         else:
             results.print(f"  get it with: adaptive-spec models fetch {entry.name}", style="dim")
     results.print("A Hugging Face folder or a hub id org/name works wherever a name does.")
+
+
+def _device(json: bool) -> None:
+    """What a model would run on here: the first GPU, or else the CPU."""
+    import torch
+
+    from adaptive_spec.kernels.here import in_use, missing
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if json:
+        lack = missing(device)
+        print_json({"device": device.type, "kernels": lack is None, "reason": lack})
+    else:
+        results.print(in_use(device), soft_wrap=True, markup=False)
 
 
 @models.command()

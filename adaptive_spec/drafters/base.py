@@ -29,6 +29,10 @@ class Noise(Protocol):
         """Noise of ``tokens`` as candidates for the token at ``position`` of the request."""
         ...
 
+    def start(self, position: int) -> int:
+        """State of its generator there, for noise on a device (``sampling.gumbel``)."""
+        ...
+
 
 class TokenView(Sequence[int]):
     """Reads a growing list of tokens; drafters cannot change what they are shown."""

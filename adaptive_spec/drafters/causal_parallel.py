@@ -4,15 +4,19 @@ Taps of verified tokens become the head's context (``heads.memory``). One packed
 state per request and depth, and the tree grows from these in rounds (``coupling.Sapling``): for
 every node that is expanded, the corrector makes the depth's distribution that of the node's own
 branch, over the depth's likeliest candidates (``heads.branches``). Above temperature 0 children are
-ranked by the noise that the target draws with.
+ranked by the noise that the target draws with. On a GPU a lattice of branches is computed there and
+fetched once instead (``heads.lattice``), unless a learner wants to see what drafts were made of.
 
 Legend: R requests, D depths, H hidden, C candidates of a depth, M nodes expanded together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from math import isfinite
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,12 +29,16 @@ from adaptive_spec.heads.branches import Branches, Depths, Noise
 from adaptive_spec.heads.config import check_target
 from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
+from adaptive_spec.heads.lattice import Grown, Lattice
 from adaptive_spec.heads.memory import HeadMemory, Known
 from adaptive_spec.heads.store import Stored
 from adaptive_spec.online.passages import Passages
+from adaptive_spec.sampling import gumbel
 from adaptive_spec.target import describe
 from adaptive_spec.types import Floats, Ints, Plan
 
+MOST = 64
+"""Candidates of a place in a lattice at most."""
 LARGE = 4
 """Rounds that a large tree should take."""
 SHARPNESS = 0.7
@@ -67,6 +75,14 @@ class _Draft:
     sapling: Sapling | None = None
     states: dict[Node, torch.Tensor] = field(default_factory=dict)
     """Branch states of the nodes whose children were asked for."""
+    number: int = 0
+    """Among the requests of a lattice."""
+    spots: dict[Node, int] = field(default_factory=dict)
+    """Which node of its depth in the lattice."""
+
+
+Asked = Sequence[tuple[_Draft, Node]]
+"""Nodes that want children."""
 
 
 class CausalParallelDrafter:
@@ -80,6 +96,7 @@ class CausalParallelDrafter:
         candidates: tokens of a depth that the corrector scores: the likeliest, with their noise
             where it is read.
         coupled: above temperature 0, rank children by the noise that the target draws with.
+        kernels: what computes lattices (``heads.lattice``); None to ask round by round.
 
     Raises:
         ArgumentError: an option below 1.
@@ -101,6 +118,7 @@ class CausalParallelDrafter:
         candidates: int = 64,
         coupled: bool = True,
         slots: int = 512,
+        kernels: ModuleType | None = None,
     ) -> None:
         options = {"width": width, "siblings": siblings, "candidates": candidates, "slots": slots}
         for option, value in options.items():
@@ -108,7 +126,12 @@ class CausalParallelDrafter:
                 raise ArgumentError(option, value, "at least 1")
         self.head, self.reads_noise, self.taps = head, coupled, tuple(head.config.taps)
         self._width, self._siblings = width, siblings
-        self._branches = Branches(head, min(max(candidates, siblings, 2), len(head.output)))
+        count = min(max(candidates, siblings, 2), len(head.output))
+        self._branches = Branches(head, count)
+        self._lattice: Lattice | None = None
+        if kernels is not None:
+            power = 1 << (min(count, MOST).bit_length() - 1)
+            self._lattice = Lattice(head, power, min(siblings, power), kernels)
         self._limit = context_limit
         self._device = head.output.device
         self.memory = HeadMemory(head, context_limit, slots)
@@ -152,6 +175,8 @@ class CausalParallelDrafter:
         if self.passages is not None:
             self.memory.refresh(self.passages.taps)
         self._branches.refresh()
+        if self._lattice is not None:
+            self._lattice.refresh()
         self.moments.clear()
 
     @torch.no_grad()
@@ -175,13 +200,49 @@ class CausalParallelDrafter:
 
     def _draft(self, drafts: Sequence[_Draft]) -> None:
         """Trees for all; where one request spoils the forward, the others draft alone."""
-        if (depths := self._forward(drafts)) is not None:
-            self._grow(drafts, depths)
+        deepest = max(draft.plan.depth for draft in drafts)
+        hidden = self._forward(drafts)[:, :deepest]
+        if self._lattice is not None and not self.wants_moments:
+            sound = self._climb(drafts, hidden, self._lattice)
+        elif sound := (depths := self._look(drafts, hidden)) is not None:
+            self._grow(drafts, partial(self._expand, depths=depths))
             if self.wants_moments:
                 self._note(drafts, depths)
-        elif len(drafts) > 1:
-            for draft in drafts:
+        if not sound:
+            self.memory.context.clear()
+            for draft in drafts if len(drafts) > 1 else ():
                 self._draft([draft])
+
+    def _climb(self, drafts: Sequence[_Draft], hidden: torch.Tensor, lattice: Lattice) -> bool:
+        """Trees within a lattice, those of requests that draw apart; False if not all is finite."""
+        coupled = self.reads_noise
+        for drawing in (False, True):
+            kind = [n for n, d in enumerate(drafts) if drawing == (d.request.noise is not None)]
+            if not kind:
+                continue
+            some = [drafts[n] for n in kind]
+            rows = torch.tensor(kind, device=self._device)
+            anchors = torch.tensor([d.request.tokens[-1] for d in some], device=self._device)
+            heat = np.array([draft.request.temperature or 1.0 for draft in some])
+            noise = self._keyed(some, hidden.shape[1]) if drawing and coupled else None
+            width = max(self._wide(draft) for draft in some)
+            grown = lattice.grow(hidden[rows], anchors, heat, width, noise, SHARPNESS)
+            if grown is None:
+                return False
+            for number, draft in enumerate(some):
+                draft.number = number
+            self._grow(some, partial(_read, grown=grown))
+        return True
+
+    def _keyed(self, drafts: Sequence[_Draft], levels: int) -> Callable[..., torch.Tensor]:
+        """The noise of every request at every level, on the device."""
+        starts = [
+            [draft.request.noise.start(len(draft.request.tokens) + level)]
+            for draft in drafts
+            if draft.request.noise is not None
+            for level in range(levels)
+        ]
+        return partial(gumbel, torch.tensor(starts, device=self._device))
 
     def _note(self, drafts: Sequence[_Draft], depths: Depths) -> None:
         """Views of what the drafts were made of; nothing is copied."""
@@ -197,25 +258,26 @@ class CausalParallelDrafter:
                 rest=depths.rest[rows],
             )
 
-    def _forward(self, drafts: Sequence[_Draft]) -> Depths | None:
-        """One packed forward for all requests; None if any of it is not finite."""
+    def _forward(self, drafts: Sequence[_Draft]) -> torch.Tensor:
+        """[R, D, H] of one packed forward for all requests."""
         context = self.memory.context
         anchors = torch.tensor([[d.request.tokens[-1] for d in drafts]], device=self._device)
         positions = torch.tensor([[len(d.request.tokens) - 1 for d in drafts]], device=self._device)
         before = torch.stack([draft.known.before for draft in drafts])[None]
         mask = context.mask([draft.known.owner for draft in drafts])
         extend = context.extend(len(drafts) * self.head.config.block)
-        hidden = self.head(self.head.slots(anchors, before), positions, extend, mask)[0]
-        deepest = max(draft.plan.depth for draft in drafts)
-        hidden = hidden[:, :deepest]
+        hidden: torch.Tensor = self.head(self.head.slots(anchors, before), positions, extend, mask)[
+            0
+        ]
+        return hidden
+
+    def _look(self, drafts: Sequence[_Draft], hidden: torch.Tensor) -> Depths | None:
+        """Candidates of every place; None if any of it is not finite."""
         for place, draft in enumerate(drafts):
             draft.place = place * hidden.shape[1]
         heat = np.array([draft.request.temperature or 1.0 for draft in drafts])
         noise = self._noise(drafts, hidden.shape[1])
-        depths = self._branches.look(hidden.flatten(0, 1), heat.repeat(hidden.shape[1]), noise)
-        if depths is None:
-            context.clear()
-        return depths
+        return self._branches.look(hidden.flatten(0, 1), heat.repeat(hidden.shape[1]), noise)
 
     def _noise(self, drafts: Sequence[_Draft], levels: int) -> Noise | None:
         """Of every request at every level; None if no request draws."""
@@ -233,11 +295,13 @@ class CausalParallelDrafter:
 
         return of
 
-    def _grow(self, drafts: Sequence[_Draft], depths: Depths) -> None:
+    def _grow(self, drafts: Sequence[_Draft], expand: Callable[[Asked], None]) -> None:
         """Rounds of expansions, while one of them can change a tree."""
         most = self.head.config.depth
         roots = [(draft, Node(int(draft.request.tokens[-1]), None, 0)) for draft in drafts]
-        self._expand(roots, depths)
+        for draft, root in roots:
+            draft.spots = {root: 0}
+        expand(roots)
         for draft, root in roots:
             reach = min(draft.plan.depth, most, self._limit - len(draft.request.tokens) + 1)
             nodes, floor = draft.plan.nodes, draft.plan.floor or 0.0
@@ -245,13 +309,13 @@ class CausalParallelDrafter:
         growing = list(drafts)
         while growing := [d for d in growing if d.sapling and d.sapling.sprout(self._wide(d))]:
             asked = [(d, node) for d in growing if d.sapling for node in d.sapling.sprouts]
-            self._expand(asked, depths)
+            expand(asked)
 
     def _wide(self, draft: _Draft) -> int:
         """Nodes to expand together: large trees in about as many rounds as small ones."""
         return max(self._width, draft.plan.nodes // LARGE)
 
-    def _expand(self, asked: Sequence[tuple[_Draft, Node]], depths: Depths) -> None:
+    def _expand(self, asked: Asked, depths: Depths) -> None:
         """Give nodes their children: the depth's candidates, scored for the node's own branch."""
         place = np.array([draft.place + node.depth for draft, node in asked])
         logq, unseen = self._branches.children(depths, place, self._states(asked))
@@ -262,7 +326,7 @@ class CausalParallelDrafter:
             chance = np.where(draws[:, None], coupled, logq)
         hang([node for _, node in asked], tokens, logq, chance, entropy, self._siblings)
 
-    def _states(self, asked: Sequence[tuple[_Draft, Node]]) -> torch.Tensor:
+    def _states(self, asked: Asked) -> torch.Tensor:
         """[M, size] branch states of nodes: all roots, or none of them."""
         tokens = torch.tensor([node.token for _, node in asked], device=self._device)
         parents = [draft.states[node.above] for draft, node in asked if node.above is not None]
@@ -273,6 +337,22 @@ class CausalParallelDrafter:
         for (draft, node), state in zip(asked, found.unbind(), strict=True):
             draft.states[node] = state
         return found
+
+
+def _read(asked: Asked, grown: Grown) -> None:
+    """Give nodes their children out of a lattice; those outside of it have none."""
+    for draft, node in asked:
+        node.children = []
+        if (spot := draft.spots.get(node, -1)) < 0:
+            continue
+        at = (draft.number, node.depth, spot)
+        node.margin, node.entropy = float(grown.margin[at]), float(grown.entropy[at[:2]])
+        facts = (part[at].tolist() for part in (grown.tokens, grown.chance, grown.below))
+        for token, odd, below in zip(*facts, strict=True):
+            if isfinite(odd):
+                child = Node(token, node, node.depth + 1)
+                node.children.append((token, odd, child))
+                draft.spots[child] = below
 
 
 def for_target(stored: Stored, model: Any, **options: Any) -> CausalParallelDrafter:

@@ -29,6 +29,8 @@ class DraftContext:
     """Name, folder or hub id -> model and tokenizer, in the target's dtype and on its device."""
     tokenizer: Callable[[], Any]
     """The target's tokenizer, or None where it has none to be found."""
+    kernels: bool = True
+    """Triton kernels may be used where they can run."""
 
 
 def _suffix(argument: str | None, coupled: bool = True, **options: Any) -> Drafter:
@@ -67,7 +69,10 @@ def _causal_parallel(
     module = import_module("adaptive_spec.drafters.causal_parallel")
     public = import_module("adaptive_spec.heads.public")
     stored = public.load_any(shelf.find(argument))
-    known = {name: options[name] for name in ("width", "siblings") if name in options}
+    known: dict[str, Any] = {n: options[n] for n in ("width", "siblings") if n in options}
+    if context.kernels:
+        here = import_module("adaptive_spec.kernels.here")
+        known["kernels"] = here.for_device(context.target.device)
     return cast(Drafter, module.for_target(stored, context.target, coupled=coupled, **known))
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels, and plain torch beside each of them."""

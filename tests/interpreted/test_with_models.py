@@ -1,0 +1,142 @@
+"""Whole decoders on kernels: exact text, few readings of the device, and a way out."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from test_heads import tiny_head
+from torch.overrides import TorchFunctionMode
+
+from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
+from adaptive_spec.hf import AdaptiveDecoder
+from adaptive_spec.kernels import attach, candidates
+from adaptive_spec.selfcheck import self_check
+from adaptive_spec.target import Target
+from adaptive_spec.testing.tiny import KINDS, tiny_model
+from adaptive_spec.testing.yardsticks import plain, run
+
+PROMPT = [5, 6, 7, 8, 5, 6, 9, 10, 5, 6, 11, 12]
+pytestmark = pytest.mark.usefixtures("forced")
+
+
+def decoder(model: Any, check: bool = False) -> AdaptiveDecoder:
+    head = tiny_head(model, corrector="recurrent_bias", draft_vocab=64)
+    drafter = CausalParallelDrafter(head, 256, siblings=4, candidates=16, kernels=candidates)
+    config = {"policy": "fixed:8", "self_check": check}
+    return AdaptiveDecoder(model, config, drafter=drafter)
+
+
+@pytest.mark.fault("C4")
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_logits_of_a_tree(kind: str) -> None:
+    """The start-up check: a branching tree on scattered slots, rows of nobody, another request."""
+    target = Target(tiny_model(kind))
+    assert target.kernels is not None
+    assert self_check(target) < 1e-5
+    assert target.kernels is not None
+
+
+@pytest.mark.fault("L1", "L9")
+@pytest.mark.parametrize(("kind", "temperature"), [("llama", 0.8), ("gemma3", 0.0), ("phi3", 0.0)])
+def test_text_is_that_of_plain_decoding(kind: str, temperature: float) -> None:
+    """Windows of 8 are passed by prompt and text."""
+    model = tiny_model(kind)
+    call: dict[str, Any] = {"max_new_tokens": 8}
+    if temperature:
+        call |= {"do_sample": True, "temperature": temperature, "seed": 3}
+    with decoder(model) as one:
+        assert one.target.kernels is not None
+        assert run(one, PROMPT, **call) == plain(model, PROMPT, **call)
+        assert one.target.kernels.layout is not None
+        one.check_integrity()
+
+
+def test_requests_side_by_side() -> None:
+    model = tiny_model("gemma3")
+    prompts = [PROMPT, PROMPT[:3], PROMPT[2:]]
+    with decoder(model) as one:
+        sessions = [one.start(prompt, max_new_tokens=5) for prompt in prompts]
+        while open_ones := [session for session in sessions if not session.finished]:
+            one.step(open_ones)
+        for prompt, session in zip(prompts, sessions, strict=True):
+            assert session.generated == plain(model, prompt, max_new_tokens=5)
+
+
+class Readings(TorchFunctionMode):
+    """Counts what makes a host wait for its device, but for what the interpreter does itself."""
+
+    NAMES = ("cpu", "item", "tolist", "numpy", "nonzero", "unique", "masked_select", "equal",
+             "allclose", "__bool__", "__int__", "__float__", "__index__")  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.NAMES and not self._within_triton():
+            frame = sys._getframe(1)
+            self.seen[f"{frame.f_code.co_filename.rpartition('/')[2]}:{name}"] += 1
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _within_triton() -> bool:
+        frame = sys._getframe(2)
+        while frame is not None:
+            if "/triton/" in frame.f_code.co_filename:
+                return True
+            frame = frame.f_back  # type: ignore[assignment]
+        return False
+
+
+def test_a_step_reads_the_device_twice() -> None:
+    """The lattice, and the verdict. (Reading an array that was read already counts again: `.cpu()`
+    and the `.numpy()` behind it are one.)"""
+    model = tiny_model("llama")
+    with decoder(model) as one:
+        sessions = [one.start(PROMPT[k:], max_new_tokens=40) for k in range(2)]
+        one.step(sessions)
+        for _ in range(3):
+            with Readings() as readings:
+                one.step(sessions)
+            assert readings.seen["lattice.py:cpu"] == 1, readings.seen
+            assert readings.seen["verifying.py:cpu"] == 1, readings.seen
+            others = {name for name in readings.seen if not name.endswith((":numpy", ":cpu"))}
+            assert not others
+            assert sum(n for name, n in readings.seen.items() if name.endswith(":cpu")) == 2
+
+
+def test_a_kernel_that_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptive_spec.kernels import tree_attention
+
+    def broken(*args: Any, **options: Any) -> torch.Tensor:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(tree_attention, "tree_attention", broken)
+    model = tiny_model("llama")
+    with pytest.warns(UserWarning, match="under masks.*shared memory"):
+        one = decoder(model, check=True)
+    with one:
+        assert one.target.kernels is None
+        assert run(one, PROMPT, max_new_tokens=8) == plain(model, PROMPT, max_new_tokens=8)
+
+
+def test_a_kernel_that_is_wrong_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window that is one too wide changes logits: the start-up check sees it."""
+    made = attach.TreeKernels._mark
+    monkeypatch.setattr(
+        attach.TreeKernels, "_mark", lambda self, model, window: made(self, model, window and 99)
+    )
+    model = tiny_model("mistral", sliding_window=4)
+    with pytest.warns(UserWarning, match="does not obey the mask"):
+        one = decoder(model, check=True)
+    assert one.target.kernels is None
+
+
+def test_kernels_can_be_switched_off() -> None:
+    with AdaptiveDecoder(tiny_model("llama"), {"kernels": "off"}) as one:
+        assert one.target.kernels is None

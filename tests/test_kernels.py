@@ -1,0 +1,253 @@
+"""Kernels without a GPU: interpreted in own processes, compiled for a GPU that is not here, and
+passed by where they cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_head_decoding import PROMPT as TEXT
+from test_head_decoding import decoded
+from test_heads import tiny_head
+from typer.testing import CliRunner
+
+from adaptive_spec.cache import SlotPool
+from adaptive_spec.cli.main import app
+from adaptive_spec.drafters.base import CandidateTree
+from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
+from adaptive_spec.kernels import attach, here, reference
+from adaptive_spec.kernels.layout import Layouts, parents
+from adaptive_spec.packing import chain_part, pack, tree_part
+from adaptive_spec.testing.tiny import tiny_model
+from adaptive_spec.testing.yardsticks import plain
+
+triton = pytest.importorskip("triton", reason="no Triton on this platform")
+FOLDER = Path(__file__).parent / "interpreted"
+
+
+@pytest.mark.fault("L1", "L9", "C4")
+@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
+def test_interpreted(file: str) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), str(FOLDER)])
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = subprocess.run(
+        [*command, str(FOLDER / file)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout or "[100%]" in done.stdout
+
+
+# -- compiled for a GPU that is not here ----------------------------------------------------------
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from adaptive_spec.kernels import candidates as c, tree_attention as a, walk as w
+
+def compiled(kernel, types, **known):
+    signature = {n: "constexpr" if n in known else types.get(n, "i32") for n in kernel.arg_names}
+    source = ASTSource(kernel, signature=signature, constexprs=known)
+    found = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert found.asm["cubin"] and found.metadata.shared <= 99 * 1024, kernel
+    print(kernel.__name__, found.metadata.shared)
+
+def typed(**lists):
+    pairs = [(name, kind) for kind, names in lists.items() for name in names.split()]
+    return {name: kind.replace("p_", "*") for name, kind in pairs}
+
+compiled(a._attend, typed(p_bf16="query key value out", p_fp32="partial summary", fp32="scale",
+    p_i32="context parts tiles tree positions bits"),
+    GROUP=3, SIZE=64, WIDE=64, LANES=64, BLOCK=64, BITS=32, SPLITS=4)
+compiled(a._add_up, typed(p_fp32="partial summary", p_bf16="out"), SIZE=64, WIDE=64, SPLITS=4)
+compiled(c._survey, typed(p_bf16="logits", p_fp32="heat sums", p_i64="keys"), COUNT=64, CHUNK=2048)
+compiled(c._merge, typed(p_i64="keys out"), COUNT=64, CHUNK=2048)
+compiled(c._conclude, typed(p_i64="keys", p_fp32="sums heat scores facts", p_i32="ids",
+    fp32="least"), COUNT=64, CHUNKS=32, IN_ORDER=True)
+compiled(c._children, typed(p_i32="place ids tokens", p_bf16="table", fp32="sharpness",
+    p_fp32="query scale scores rest unseen heat noise chance margins"),
+    DRAWN=True, COUNT=64, WIDE=256, BEST=8)
+compiled(w._best, typed(p_bf16="logits", p_i64="keys"), CHUNK=4096)
+compiled(w._decide, typed(p_i64="keys", p_fp32="peak", p_i32="top"), CHUNKS=16)
+compiled(w._follow, typed(p_i32="top token parent starts order"), WIDE=64)
+"""
+
+
+def test_kernels_compile_for_a_gpu() -> None:
+    """To machine code for compute capability 9.0, within the shared memory of smaller ones."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert len(done.stdout.splitlines()) == 9
+
+
+# -- layouts --------------------------------------------------------------------------------------
+
+
+def flat(*above: int) -> CandidateTree:
+    none = np.zeros(len(above), dtype=np.int64)
+    return CandidateTree(np.arange(len(above)), np.array(above), np.zeros(len(above)), none, none)
+
+
+def test_a_layout_follows_its_pool() -> None:
+    """Slots stay in the table from step to step; rows of requests that left are used again."""
+    pool, layouts = SlotPool(4, 4096), Layouts(torch.device("cpu"), 3)
+    owners = [pool.join() for _ in range(3)]
+    luck = np.random.default_rng(0)
+    for step in range(40):
+        if step % 9 == 8:
+            pool.leave(owners.pop(0))
+            owners.append(pool.join())
+        parts = [
+            chain_part(owner, [0] * int(luck.integers(1, 30)), len(pool.slots(owner)))
+            for owner in luck.permutation(owners)[: 1 + step % 3]
+        ]
+        slots = luck.permutation(pool.reserve(sum(len(part.tokens) for part in parts)))
+        batch = pack(parts, slots, fill=step % 2)
+        layout = layouts.lay(pool, batch)
+        for number, part in enumerate(parts):
+            row, length, first, size, end = layout.parts[number].tolist()
+            assert layout.context[row, :length].tolist() == pool.slots(part.owner)
+            rows = slice(*batch.starts[number : number + 2])
+            assert layout.tree[0, first : first + size].tolist() == slots[rows].tolist()
+            assert (first, end) == (rows.start, rows.stop)
+        for part, first in zip(parts, batch.starts.tolist(), strict=False):
+            pool.commit(part.owner, slots[first : first + len(part.tokens)], part.positions)
+    assert layouts._table.shape[0] <= 8
+
+
+def test_another_pool_is_another_table() -> None:
+    """Owners of two pools may have the same number."""
+    layouts = Layouts(torch.device("cpu"), 1)
+    for shift in (0, 3):
+        pool = SlotPool(16, 64)
+        owner = pool.join()
+        pool.commit(owner, pool.reserve(8)[shift : shift + 4], np.arange(4))
+        batch = pack([chain_part(owner, [7], 4)], pool.reserve(1))
+        layout = layouts.lay(pool, batch)
+        assert layout.context[0, :4].tolist() == [shift, shift + 1, shift + 2, shift + 3]
+
+
+def test_bits_and_parents() -> None:
+    pool = SlotPool(128, 128)
+    trees = [flat(-1, -1, 0, 2, 1), flat(), CandidateTree.chain(list(range(40)))]
+    parts = [tree_part(pool.join(), 1, 0, tree) for tree in trees]
+    batch = pack(parts, pool.reserve(6 + 1 + 41), fill=2)
+    layout = Layouts(torch.device("cpu"), 1).lay(pool, batch)
+    assert layout.bits.shape == (50, 2)
+    words = layout.bits.to(torch.int64) & 0xFFFFFFFF
+    assert words[:7, 0].tolist() == [0b1, 0b11, 0b101, 0b1011, 0b11011, 0b100101, 0b1]
+    assert words[47].tolist() == [0xFFFFFFFF, 0x1FF]
+    assert words[48:].tolist() == [[1, 0], [1, 0]]
+    assert parents(batch)[:9].tolist() == [-1, 0, 0, 1, 3, 2, -1, -1, 7]
+
+
+# -- lattices, with the plain torch of the kernels ------------------------------------------------
+
+
+class Both(CausalParallelDrafter):
+    """Compares every tree out of a lattice with the one that rounds of questions grow."""
+
+    compared, worst = 0, 0.0
+
+    def propose(self, requests: Any, plans: Any) -> list[CandidateTree]:
+        found = super().propose(requests, plans)
+        lattice, self._lattice = self._lattice, None
+        wanted = super().propose(requests, plans)
+        self._lattice = lattice
+        for one, other in zip(found, wanted, strict=True):
+            assert one.parent.tolist() == other.parent.tolist()
+            assert one.token.tolist() == other.token.tolist()
+            facts = [(one.logq, other.logq)]
+            facts += [(one.features[name], other.features[name]) for name in other.features]
+            for left, right in facts if len(other) else ():
+                self.worst = max(self.worst, float(np.abs(left - right).max()))
+            self.compared += len(other) > 0
+        return found
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("corrector", ["none", "low_rank", "recurrent_bias", "gated", "recurrent"])
+def test_a_wide_lattice_gives_the_same_trees(corrector: str, temperature: float) -> None:
+    model = tiny_model("llama")
+    head = tiny_head(model, corrector=corrector, draft_vocab=64)
+    drafter = Both(head, 256, kernels=reference, candidates=32, siblings=4, width=32)
+    call = {"do_sample": True, "temperature": temperature, "seed": 5} if temperature else {}
+    text = decoded(model, drafter, 40, **call)
+    assert text == plain(model, TEXT, max_new_tokens=40, **call)
+    assert drafter.faults == 0
+    assert drafter.compared > 20
+    assert drafter.worst < 1e-4
+    assert temperature or drafter.worst > 0.0
+
+
+def test_a_narrow_lattice_still_drafts() -> None:
+    """Nodes outside of it have no children; the text is the same."""
+    model = tiny_model("llama")
+    head = tiny_head(model, corrector="recurrent_bias")
+    drafter = CausalParallelDrafter(head, 256, kernels=reference, siblings=2, width=1)
+    drafter.faults = 0  # type: ignore[attr-defined]
+    assert decoded(model, drafter, 40) == plain(model, TEXT, max_new_tokens=40)  # type: ignore[arg-type]
+    assert drafter.faults == 0  # type: ignore[attr-defined]
+
+
+# -- where kernels do not run ---------------------------------------------------------------------
+
+
+def fake(**changes: Any) -> Any:
+    """Facts of a model on a GPU, as far as ``refusal`` asks."""
+    text = SimpleNamespace(head_dim=64, **changes.pop("text", {}))
+    config = SimpleNamespace(_attn_implementation="sdpa", get_text_config=lambda: text)
+    known = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "config": config}
+    return SimpleNamespace(**{**known, **changes})
+
+
+def test_reasons_to_pass_the_kernels_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attach.refusal(fake()) is None
+    assert "need CUDA" in str(attach.refusal(fake(device=torch.device("cpu"))))
+    assert "float64" in str(attach.refusal(fake(dtype=torch.float64)))
+    assert "capped" in str(attach.refusal(fake(text={"attn_logit_softcapping": 50.0})))
+    wide = fake()
+    wide.config.get_text_config().head_dim = 512
+    assert "512" in str(attach.refusal(wide))
+    eager = fake()
+    eager.config._attn_implementation = "eager"
+    assert "eager" in str(attach.refusal(eager))
+    monkeypatch.setattr(here, "find_spec", lambda name: None)
+    assert "not installed" in str(attach.refusal(fake()))
+    assert here.for_device(torch.device("cuda")) is None
+
+
+def test_never_on_a_cpu(make: Any, tiny: Any) -> None:
+    assert here.for_device(torch.device("cpu")) is None
+    with make(tiny("llama")) as decoder:
+        assert decoder.target.kernels is None
+
+
+def test_options_that_the_kernel_does_not_know_are_refused() -> None:
+    mark = torch.zeros(1, 1, 1, 1).as_subclass(attach.Mark)
+    tensor = torch.zeros(1, 1, 1, 64)
+    with pytest.raises(Exception, match="softcap"):
+        attach.attend(None, tensor, tensor, tensor, mark, softcap=30.0)
+    with pytest.raises(Exception, match="dropout"):
+        attach.attend(None, tensor, tensor, tensor, mark, dropout=0.1)
+
+
+def test_device_info() -> None:
+    line = CliRunner().invoke(app, ["models", "--device-info"])
+    assert line.exit_code == 0
+    assert len(line.stdout.splitlines()) == 1
+    assert "no kernels" in line.stdout
+    data = json.loads(CliRunner().invoke(app, ["models", "--device-info", "--json"]).stdout)
+    assert data == {"device": "cpu", "kernels": False, "reason": here.missing(torch.device("cpu"))}
