@@ -135,10 +135,10 @@ def build_learner(config: Config, drafters: Sequence[Drafter]) -> Learner:
         UnknownNameError, ArgumentError: no such rule, or no drafter that could learn.
         UnsupportedError: the head has no corrector that can learn.
     """
-    from adaptive_spec.online.policies import NEVER, find_rule
+    from adaptive_spec.online.policies import find_rule
 
     rule = find_rule(config.online.updates)
-    if config.online.updates == NEVER:
+    if not rule.arms:
         return NoUpdate()
     from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
     from adaptive_spec.online.learner import HeadLearner

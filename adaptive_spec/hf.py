@@ -59,21 +59,26 @@ class AdaptiveDecoder(Decoder):
         refuse(model)
         if drafter is None:
             resolved = settle(resolved, model)
-            drafter = build_drafters(resolved, draft_context(model, resolved.kernels == "auto"))
+            with torch.inference_mode(False):  # a head may learn, whatever mode this is made in
+                drafter = build_drafters(resolved, draft_context(model, resolved.kernels == "auto"))
         drafters = list(drafter) if isinstance(drafter, Sequence) else [drafter]
         names = [one.name for one in drafters]
         if not names or len(set(names)) < len(names):
             raise ArgumentError("drafter", names, "at least one, each with a name of its own")
-        taps = [tap for one in drafters for tap in one.taps]
-        target = Target(model, taps, kernels=resolved.kernels == "auto")
-        models = build_models(resolved, target.architecture, torch.get_num_threads(), names)
-        foreign = parts.keys() & {"latency", "acceptance"}
-        self._models = None if foreign else models
-        parts = {"latency": models[0], "acceptance": models[1], **parts}
         if "learner" not in parts:
             parts["learner"] = build_learner(resolved, drafters)
-        parts.setdefault("log", build_log(resolved))
-        super().__init__(target, resolved, drafters, **parts)
+        taps = [tap for one in drafters for tap in one.taps]
+        target = Target(model, taps, kernels=resolved.kernels == "auto")
+        try:
+            models = build_models(resolved, target.architecture, torch.get_num_threads(), names)
+            foreign = parts.keys() & {"latency", "acceptance"}
+            self._models = None if foreign else models
+            parts = {"latency": models[0], "acceptance": models[1], **parts}
+            parts.setdefault("log", build_log(resolved))
+            super().__init__(target, resolved, drafters, **parts)
+        except BaseException:
+            target.close()
+            raise
 
     def save_learned(self, path: str | Path) -> None:
         """Store what was learned of machine and drafters; ``calibration=path`` starts from it.

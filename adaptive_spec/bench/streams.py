@@ -155,21 +155,45 @@ def run_stream(
         DecodingError: a request failed.
     """
     stream = find_stream(settings.suite)
-    if len(settings.dtypes) > 1:
-        raise ArgumentError("--dtype", ",".join(settings.dtypes), "one for a stream")
+    _check(settings, tokens)
     if stream.temperature is not None:
         settings = replace(settings, temperature=stream.temperature)
     names = contestants(settings)
     model, tokenizer = models.load(settings.model, settings.dtypes[0], progress=progress)
     refuse(model)
     names = [one for one in settled(names, model) if stream.plain or one.name != PLAIN]
+    if any(one.config is not None and one.config.online.background for one in names):
+        allowed = "off in a stream: a thread of one contestant would slow the others down"
+        raise ArgumentError("online.background", True, allowed)
     names = _by_rule(names)
+    if NEVER not in {_rule(one) for one in names}:
+        raise ArgumentError("--updates", ",".join(map(_rule, names)), "never among them")
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or before)
     try:
         return _Run(settings, stream, names, model, tokenizer).run(tokens, progress, keep)
     finally:
         torch.set_num_threads(before)
+
+
+def _check(settings: BenchSettings, tokens: int) -> None:
+    """Options that a stream does not know are refused rather than passed over."""
+    if len(settings.dtypes) > 1:
+        raise ArgumentError("--dtype", ",".join(settings.dtypes), "one for a stream")
+    if tokens < 1:
+        raise ArgumentError("--tokens", tokens, "at least 1")
+    for option, given in (
+        ("--repeats", settings.repeats > 1),
+        ("--disturb", settings.disturb is not None),
+        ("--memory", settings.memory),
+    ):
+        if given:
+            raise ArgumentError(option, given, "not in a stream")
+
+
+def _rule(one: Contestant) -> str:
+    """The rule of updates of a contestant; plain has none."""
+    return PLAIN if one.config is None else one.config.online.updates.strip()
 
 
 def _by_rule(names: Sequence[Contestant]) -> list[Contestant]:

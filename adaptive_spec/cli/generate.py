@@ -72,6 +72,8 @@ def generate(
     settings = resolve_config(
         config, set_ or [], policy=policy, drafter=drafter, log=log, head=head
     )
+    if save_head is not None:
+        _check_place(save_head)
     with progress() as show:
         from adaptive_spec import models
         from adaptive_spec.build import build_log
@@ -93,12 +95,18 @@ def generate(
             target.generation_config.eos_token_id = None
         ids = encode(tokenizer, text, raw)
         decoder = AdaptiveDecoder(target, settings, log=log_file)
+        heads = [one for one in decoder.drafting.drafters if getattr(one, "stored", None)]
+        for option, given in (("--head", head), ("--save-head", save_head)):
+            if given is not None and not heads:
+                allowed = f"{decoder.config.drafter} drafts without a head"
+                raise ArgumentError(option, given, allowed)
     began = time.perf_counter()
-    with decoder.start(ids, attention_mask=torch.ones_like(ids), **sampling) as session:
-        _stream(session, None if json else TextStream(tokenizer))
-        seconds = time.perf_counter() - began
-    if save_head is not None:
-        _save_head(decoder, save_head)
+    with decoder:
+        with decoder.start(ids, attention_mask=torch.ones_like(ids), **sampling) as session:
+            _stream(session, None if json else TextStream(tokenizer))
+            seconds = time.perf_counter() - began
+        if save_head is not None:
+            _save_head(decoder, save_head)
     facts = _facts(session, seconds)
     if json:
         answer = tokenizer.decode(session.generated, skip_special_tokens=True)
@@ -109,6 +117,17 @@ def generate(
         raise DecodingError(
             f"the text ends early: {facts['stats']['finish_detail']}", [session.generated]
         ) from session.error
+
+
+def _check_place(folder: str) -> None:
+    """Before anything is loaded: a place where a head cannot be kept is refused."""
+    from adaptive_spec.heads.store import check_place
+
+    with about("--save-head", folder):
+        try:
+            check_place(Path(folder).expanduser())
+        except OSError as error:
+            raise ArgumentError("save_head", folder, f"a folder, not a file: {error}") from error
 
 
 def _save_head(decoder: Any, folder: str) -> None:

@@ -31,7 +31,7 @@ from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.lattice import Grown, Lattice
 from adaptive_spec.heads.memory import HeadMemory, Known
-from adaptive_spec.heads.store import Stored
+from adaptive_spec.heads.store import TARGET, Stored
 from adaptive_spec.online.passages import Passages
 from adaptive_spec.sampling import gumbel
 from adaptive_spec.target import describe
@@ -374,5 +374,7 @@ def for_target(stored: Stored, model: Any, **options: Any) -> CausalParallelDraf
     embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
     head.lend(embeddings.weight, output.weight)
     drafter = CausalParallelDrafter(head, facts.context_limit, **options)
-    drafter.stored = replace(stored, head=head)
+    whole = {name: getattr(facts, name) for name in TARGET if hasattr(facts, name)}
+    whole |= {"digest": made or digest(model), **stored.target}  # public heads know less
+    drafter.stored = replace(stored, head=head, target=whole)
     return drafter

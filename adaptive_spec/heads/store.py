@@ -65,9 +65,10 @@ def save_head(
     """Write a head; files are replaced one by one, the weights first.
 
     Raises:
-        OSError: the folder cannot be written.
+        HeadError: there is something else in the folder. OSError: it cannot be written.
     """
     place = Path(folder)
+    check_place(place)
     place.mkdir(parents=True, exist_ok=True)
     weights = {
         name: (value.to(dtype) if value.is_floating_point() else value.to(torch.int32)).contiguous()
@@ -84,6 +85,25 @@ def save_head(
     fresh = place / f".{CONFIG}.tmp"
     fresh.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     fresh.replace(place / CONFIG)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder whose files of these names are not a head's of ours (a model's, say).
+
+    Raises:
+        HeadError: they are not. NotADirectoryError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(str(folder))
+    if not any((folder / name).exists() for name in (CONFIG, WEIGHTS)):
+        return
+    try:
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        ours = isinstance(about, dict) and about.get("format") == FORMAT
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise HeadError("folder", str(folder), "one that is new, or holds a head of this format")
 
 
 def write_tensors(

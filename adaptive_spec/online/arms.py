@@ -18,6 +18,8 @@ from adaptive_spec.online.rescoring import divergence, expected_lengths, log_cha
 from adaptive_spec.online.trials import NOT_FINITE, Outcome, limited
 
 TINY = 1e-10
+LEAST_TREES = 30
+"""Trees that a trial is judged by, at least: the error of fewer is not known."""
 
 
 class _Rows:
@@ -26,7 +28,7 @@ class _Rows:
 
     def __init__(self, table: torch.Tensor, rate: float) -> None:
         self._table, self._rate = table, rate
-        self._squares = torch.zeros(len(table), 1)
+        self._squares = torch.zeros(len(table), 1, device=table.device)
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """[u] -> [u, r] copies that can be moved."""
@@ -56,37 +58,49 @@ class LessonArm:
         head: the one that drafts.
         steps: gradient steps of a trial; batch: lessons of all of them together.
         off_path: weight of nodes that were not visited.
+        least: trees that a trial is judged by, at least.
     """
 
     name = ""
     needs_passages = False
 
     def __init__(
-        self, head: Head, lessons: Lessons, *, steps: int, batch: int, off_path: float = 0.1
+        self,
+        head: Head,
+        lessons: Lessons,
+        *,
+        steps: int,
+        batch: int,
+        least: int,
+        off_path: float = 0.1,
     ) -> None:
         self._head, self._lessons = head, lessons
         self._steps, self._batch, self._off_path = steps, batch, off_path
-        self._luck = torch.Generator().manual_seed(0)
+        self._least, self._luck = least, torch.Generator().manual_seed(0)
 
     def pieces(self) -> Iterator[Outcome | None] | None:
-        split = self._lessons.split(self._batch, self._luck)
-        return None if split is None else self._pieces(*split)
+        split = self._lessons.split(self._batch, self._luck, self._least)
+        if split is None:
+            return None
+        fit, held = (part.to(self._head.output.device) for part in split)
+        return self._pieces(fit, held)
 
     def _pieces(self, fit: Batch, held: Batch) -> Iterator[Outcome | None]:
         rows, where = torch.unique(torch.cat([fit.rows, held.rows]), return_inverse=True)
         fit_where, held_where = where[: len(fit)], where[len(fit) :]
         self._begin(rows)
         for part in range(self._steps):
-            some = torch.arange(part, len(fit), self._steps)
+            some = torch.arange(part, len(fit), self._steps, device=fit.depth.device)
             if not len(some):
                 break
             with torch.inference_mode(False), torch.enable_grad():
                 found = self._chances(fit.at(some), rows, fit_where[some], new=True)
                 loss = divergence(found, fit.at(some), self._off_path)
                 loss.backward()  # type: ignore[no-untyped-call]
-                if not self._move():
-                    yield NOT_FINITE
-                    return
+                moved = self._move()
+            if not moved:
+                yield NOT_FINITE
+                return
             yield None
         with torch.no_grad():
             old = expected_lengths(self._chances(held, rows, held_where, new=False), held)
@@ -122,8 +136,10 @@ class CalibratorArm(LessonArm):
 
     name = "calibrator"
 
-    def __init__(self, head: Head, lessons: Lessons, *, rate: float = 0.02) -> None:
-        super().__init__(head, lessons, steps=2, batch=512)
+    def __init__(
+        self, head: Head, lessons: Lessons, *, rate: float = 0.02, least: int = LEAST_TREES
+    ) -> None:
+        super().__init__(head, lessons, steps=2, batch=512, least=least)
         self._corrector = _bias_corrector(head)
         self._bias = head.token_bias()
         self._rows = _Rows(self._bias.data[:, None], rate)
@@ -170,8 +186,9 @@ class CorrectorArm(LessonArm):
         row_rate: float = 3e-3,
         steps: int = 4,
         batch: int = 1024,
+        least: int = LEAST_TREES,
     ) -> None:
-        super().__init__(head, lessons, steps=steps, batch=batch)
+        super().__init__(head, lessons, steps=steps, batch=batch, least=least)
         self._live, self._bias = _bias_corrector(head), head.bias
         with torch.inference_mode(False):  # they learn in any mode
             self._copy = copy.deepcopy(self._live).requires_grad_(False)

@@ -21,6 +21,8 @@ from adaptive_spec.online.passages import Answered, Passages, Window, blocks_of
 from adaptive_spec.online.trials import NOT_FINITE, Outcome, limited
 from adaptive_spec.types import Floats
 
+PIECE = 2
+"""Windows between which a trial may wait."""
 REACH = 0.05
 """What a slot counts for at least that is hardly ever reached."""
 LEAST = 1e-6
@@ -35,7 +37,7 @@ class FullArm:
         rate: learning rate (Adam).
         steps: gradient steps of a trial. windows, anchors: of each step.
         base: weight of the distribution before the corrector, which chooses the candidates.
-        judges: windows that are held out, at most.
+        judges, least: windows that are held out, at most and at least.
 
     Raises:
         UnsupportedError: a head whose slots guess their own token (``ahead`` false).
@@ -55,42 +57,48 @@ class FullArm:
         anchors: int = 16,
         base: float = 0.3,
         judges: int = 12,
+        least: int = 6,
     ) -> None:
         if not head.config.ahead:
             raise UnsupportedError("online updates of the whole head: only where ahead is true")
         self._live, self._passages = head, passages
         self._steps, self._windows, self._anchors = steps, windows, anchors
-        self._base, self._judges, self._rate = base, judges, rate
+        self._base, self._judges, self._least, self._rate = base, judges, least, rate
         self._luck = random.Random(0)
         self._copy: Head | None = None
+        self._rounded: Head | None = None
         self._adam: torch.optim.Optimizer | None = None
 
     def pieces(self) -> Iterator[Outcome | None] | None:
-        split = self._passages.split()
+        split = self._passages.split(self._least)
         return None if split is None else self._pieces(*split)
 
     def _pieces(self, fit: list[Window], held: list[Window]) -> Iterator[Outcome | None]:
-        learner = self._learner()
+        learner, adam = self._learner(), self._adam
+        assert adam is not None
         for _ in range(self._steps):
             some = self._luck.sample(fit, min(self._windows, len(fit)))
-            with torch.inference_mode(False), torch.enable_grad():
-                batch = self._blocks(some)
-                with self._fast():
-                    loss = self._loss(learner, batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                if not limited(list(learner.parameters()), float(loss.detach())):
-                    yield NOT_FINITE
-                    return
-                assert self._adam is not None
-                self._adam.step()
-                self._adam.zero_grad(set_to_none=True)
-            yield None
+            for first in range(0, len(some), PIECE):
+                piece = some[first : first + PIECE]
+                with torch.inference_mode(False), torch.enable_grad():
+                    batch = self._blocks(piece)
+                    with self._fast():
+                        loss = self._loss(learner, batch) * (len(piece) / len(some))
+                    loss.backward()  # type: ignore[no-untyped-call]
+                yield None
+            with torch.inference_mode(False):
+                if sound := limited(list(learner.parameters())):
+                    adam.step()
+                adam.zero_grad(set_to_none=True)
+            if not sound:
+                yield NOT_FINITE
+                return
         some = self._luck.sample(held, min(self._judges, len(held)))
-        gains = []
-        for first in range(0, len(some), self._windows):
-            batch = self._blocks(some[first : first + self._windows])
+        judged, gains = self._as_drafted(learner), []
+        for first in range(0, len(some), PIECE):
+            batch = self._blocks(some[first : first + PIECE])
             with torch.no_grad(), self._fast():
-                gains.append(_lengths(learner, batch) - _lengths(self._live, batch))
+                gains.append(_lengths(judged, batch) - _lengths(self._live, batch))
             yield None
         yield Outcome.of(np.concatenate(gains))
 
@@ -120,6 +128,20 @@ class FullArm:
                 self._copy = made.requires_grad_()
             self._adam = self._optimiser(made)
         return self._copy
+
+    def _as_drafted(self, learner: Head) -> Head:
+        """The copy as it would draft: rounded as what drafts is, else rounding would be judged."""
+        live = dict(self._live.named_parameters())
+        with torch.inference_mode(False), torch.no_grad():
+            if self._rounded is None:
+                made = Head(self._live.config, self._live.draft_ids).to(self._live.output.device)
+                for name, weight in made.named_parameters():
+                    weight.data = weight.data.to(live[name].dtype)
+                made.borrow(self._live)
+                self._rounded = made.requires_grad_(False)
+            for name, weight in self._rounded.named_parameters():
+                weight.copy_(learner.get_parameter(name))
+        return self._rounded
 
     def _optimiser(self, learner: Head) -> torch.optim.Optimizer:
         return torch.optim.Adam(learner.parameters(), lr=self._rate, betas=(0.9, 0.99))
@@ -189,11 +211,12 @@ def _weights(head: Head, chances: torch.Tensor, batch: Answered) -> torch.Tensor
 
 
 def _lengths(head: Head, batch: Answered) -> Floats:
-    """[B * A] draft tokens that a chain drawn from the head would be right in, on average."""
+    """[B] draft tokens that a chain drawn from the head would be right in, on average; of every
+    window one number, because its anchors are next to each other."""
     said = answers(head, batch)
     chances = _log_chances(head.logits(said.hidden[batch.valid], said.states[batch.valid]))
     found = _written(head, chances, batch).double().cumprod(dim=-1).sum(dim=-1)
-    return np.asarray(found.flatten().cpu().numpy())
+    return np.asarray(found.mean(dim=1).cpu().numpy())
 
 
 def _draft_places(head: Head, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

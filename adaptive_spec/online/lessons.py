@@ -57,6 +57,10 @@ class Batch:
         """Some of the lessons, in that order."""
         return Batch(*(getattr(self, field.name)[index] for field in fields(self)))
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class Lessons:
     """The ring.
@@ -98,10 +102,10 @@ class Lessons:
             return 0
         return sum(int(getattr(kept, field.name).nbytes) for field in fields(kept))
 
-    def split(self, most: int, luck: torch.Generator) -> tuple[Batch, Batch] | None:
+    def split(self, most: int, luck: torch.Generator, least: int = 1) -> tuple[Batch, Batch] | None:
         """Lessons to fit, ``most`` of them drawn at random, and all those held out, oldest first.
 
-        No tree has lessons on both sides. None while there is too little on either.
+        No tree has lessons on both sides. None while fewer than ``least`` trees are held out.
         """
         if self._kept is None:
             return None
@@ -110,7 +114,8 @@ class Lessons:
         trees = self._kept.tree[order].cpu().numpy()
         first = _boundary(trees, int(have * (1.0 - HELD_OUT)))
         fit, held = order[:first], order[first:]
-        if not len(fit) or not bool((self._kept.tree[held] >= 0).any()):
+        judges = self._kept.tree[held].cpu().numpy()
+        if not len(fit) or len(np.unique(judges[judges >= 0])) < least:
             return None
         drawn = torch.randperm(len(fit), generator=luck)[:most]
         return self._kept.at(fit[drawn]), self._kept.at(held)

@@ -118,7 +118,7 @@ class Passages:
         if text is None or int(positions[0]) != text.size:
             return  # its beginning is not known: nothing can be learned from the rest
         text.tokens.append(tokens)
-        text.taps.append(taps)
+        text.taps.append(torch.nan_to_num(taps, nan=0.0, posinf=0.0, neginf=0.0))  # as the memory
         text.size += len(positions)
 
     def answer(self, request: str, best: torch.Tensor, chance: torch.Tensor) -> None:
@@ -149,14 +149,21 @@ class Passages:
         while sum(one.size for one in self._ended) > self.capacity:
             del self._ended[0]
 
+    def forget(self) -> None:
+        """Nothing so far is to be learned from; of open texts the taps stay."""
+        self._ended.clear()
+        for text in self._open.values():
+            text.best = [torch.zeros_like(piece) for piece in text.best]
+            text.chance = [torch.zeros_like(piece) for piece in text.chance]
+
     @property
     def bytes(self) -> int:
         """Memory of all texts."""
         texts = (*self._ended, *self._open.values())
         return sum(piece.nbytes for one in texts for name in KEPT for piece in getattr(one, name))
 
-    def split(self) -> tuple[list[Window], list[Window]] | None:
-        """Windows to fit and windows held out, the newest; None while there is too little."""
+    def split(self, least: int = 1) -> tuple[list[Window], list[Window]] | None:
+        """Windows to fit and windows held out, the newest; None while fewer than ``least`` are."""
         found = [w for text in (*self._ended, *self._open.values()) for w in _windows(text)]
         found.sort(key=lambda window: window.time)
         sizes = np.cumsum([window.size for window in found])
@@ -164,7 +171,7 @@ class Passages:
             return None
         cut = int(np.searchsorted(sizes, sizes[-1] * (1.0 - HELD_OUT)))
         fit, held = found[:cut], found[cut:]
-        return (fit, held) if fit and held else None
+        return (fit, held) if fit and len(held) >= max(least, 1) else None
 
 
 def blocks_of(
@@ -196,7 +203,7 @@ def _windows(text: Text) -> list[Window]:
     """Runs of at most WINDOW positions, oldest first; runs of less than 3 are left out."""
     if not text.times:
         return []
-    asked = text.whole("chance")[:, 0].numpy() > 0
+    asked = text.whole("chance")[:, 0].numpy() > 0  # what was forgotten counts as not asked
     edges = np.flatnonzero(np.diff(np.concatenate([[False], asked, [False]]).astype(np.int8)))
     ends = np.array([said for said, _ in text.times])
     found = []

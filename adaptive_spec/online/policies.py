@@ -7,7 +7,7 @@ whether a trial is worth its time; it is told what became of the trials it asked
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -35,8 +35,9 @@ class View:
     trees_per_second: float
     seconds: float
     """Of decoding so far; time without requests does not count."""
-    accepted: float
-    """Draft tokens accepted in the newest tree."""
+    stretches: tuple[float, ...] = ()
+    """Draft tokens accepted per tree, in those stretches of requests that have ended since the rule
+    was asked last (``pace``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Opinion:
     """Tokens per second."""
     expected_cost: float | None = None
     """Seconds of the trial."""
+    fell: bool = False
+    """Acceptance has fallen: what is remembered is of another time."""
 
 
 class UpdateRule(Protocol):
@@ -57,18 +60,22 @@ class UpdateRule(Protocol):
 
     arms: tuple[str, ...]
     """Those that it may ask for, if the head allows them."""
+    several: bool
+    """It asks for more than the first one that the head allows."""
 
     def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
         """What to try now, of ``arms``; None where there was nothing to decide."""
         ...
 
     def told(self, arm: str, gain: float, seconds: float) -> None:
-        """What a trial brought: draft tokens per tree (0 if it was not kept), and its seconds."""
+        """What a trial brought: draft tokens per tree at least (0 if not kept), and its seconds."""
         ...
 
 
 class Every:
     """A fixed schedule for the first arm that there is."""
+
+    several = False
 
     def __init__(self, trees: int, arms: tuple[str, ...] = ARMS) -> None:
         self.arms = arms
@@ -110,8 +117,10 @@ class CostAware:
 
     Trials are paid from a purse, into which goes a small share of all decoding time and half of
     what kept trials are thought to save: so a head that cannot be bettered costs ``SHARE`` at most.
-    A sudden fall of what is accepted (a fast running mean far below a slow one) fills the purse for
-    one trial of every arm, makes former gains count no more and ends all waiting.
+    A sudden fall of what is accepted (a fast running mean over stretches of requests far below a
+    slow one) fills the purse for one trial of every arm, makes former gains count no more and ends
+    all waiting; not twice within ``FADE`` seconds, and twice as long after each that led to
+    nothing, because texts that are hard in turn look like it.
 
     Args:
         horizon: seconds of decoding still to come.
@@ -121,6 +130,8 @@ class CostAware:
 
     SHARE = 0.005
     """Of decoding time, for trials whatever they bring."""
+    BURST = 4.0
+    """Trials of every arm that the purse has room for."""
     FIRST, MOST = 32, 4096
     """Trees between two questions about an arm, at first and at most."""
     KEEP = 0.8
@@ -131,9 +142,12 @@ class CostAware:
     """What a trial is believed to cost then, in decoding steps."""
     FADE = 600.0
     """Seconds of decoding after which what a kept trial saves is believed in no more."""
-    FAST, SLOW, FALL = 1 / 32, 1 / 512, 4.0
-    """Rates of two running means of accepted tokens, and the standard errors between them at which
+    FAST, SLOW, FALL = 1 / 8, 1 / 64, 4.0
+    """Rates of two running means of stretches, and the standard errors between them at which
     something has changed."""
+    SEEN = 24
+    """Stretches before that is asked."""
+    several = True
 
     def __init__(
         self,
@@ -149,19 +163,21 @@ class CostAware:
         self._view: View | None = None
         self._fast = self._slow = self._spread = 0.0
         self._seen = 0
+        self._calm, self._pause = 0.0, self.FADE  # no fall counts before, and after the next one
 
     def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
         self._earn(view)
         if view.tokens_per_second <= 0 or view.trees_per_second <= 0:
             return None
-        if fell := self._fell(view.accepted):
+        if fell := self._fallen(view):
             for arm, record in self._records.items():
                 self._records[arm] = _Record(cost=record.cost, wait=self.FIRST, asked=view.trees)
             self._saved = 0.0
             self._purse = max(self._purse, sum(self._cost(arm, view) for arm in arms))
         due = [a for a in arms if view.trees - self._records[a].asked >= self._records[a].wait]
         if not due:
-            return Opinion(None, "acceptance fell: former gains count no more") if fell else None
+            words = "acceptance fell: former gains count no more"
+            return Opinion(None, words, fell=True) if fell else None
         horizon = view.seconds if self._horizon is None else self._horizon
         found = [self._judge(arm, view, horizon) for arm in due]
         for arm in due:
@@ -170,7 +186,7 @@ class CostAware:
         if opinion.arm is None:
             for arm in due:
                 self._back_off(arm)
-        return opinion
+        return replace(opinion, fell=fell)
 
     def told(self, arm: str, gain: float, seconds: float) -> None:
         record = self._records[arm]
@@ -180,6 +196,7 @@ class CostAware:
         record.cost = seconds if record.cost is None else 0.7 * record.cost + 0.3 * seconds
         self._purse -= seconds
         if gain > 0:
+            self._pause = self.FADE
             record.wait = self.FIRST
             self._saved += gain
         else:
@@ -206,6 +223,9 @@ class CostAware:
             saves = self._saved * view.trees_per_second / view.tokens_per_second
             share += 0.5 * min(saves, 0.5)
         self._purse += share * passed
+        if view.trees_per_second > 0:  # what is saved up for years is not spent in an hour
+            most = self.BURST * sum(self._cost(arm, view) for arm in self.arms)
+            self._purse = min(self._purse, most)
         self._saved *= float(np.exp(-passed / self.FADE))
 
     def _cost(self, arm: str, view: View) -> float:
@@ -223,15 +243,24 @@ class CostAware:
     def _back_off(self, arm: str) -> None:
         self._records[arm].wait = min(2 * self._records[arm].wait, self.MOST)
 
+    def _fallen(self, view: View) -> bool:
+        """Whether acceptance fell, and that counts."""
+        falls = [self._fell(accepted) for accepted in view.stretches]
+        if not any(falls) or view.seconds < self._calm:
+            return False
+        self._calm, self._pause = view.seconds + self._pause, 2.0 * self._pause
+        return True
+
     def _fell(self, accepted: float) -> bool:
-        """Whether the last trees accepted far less than those before; then both means are equal."""
+        """Whether the last stretches accepted far less than those before; then both means are
+        equal."""
         self._seen += 1
         slow = max(self.SLOW, 1.0 / self._seen)
+        error = float(np.sqrt(self._spread * self.FAST / 2.0))
         self._spread += slow * ((accepted - self._slow) ** 2 - self._spread)
         self._slow += slow * (accepted - self._slow)
         self._fast += max(self.FAST, 1.0 / self._seen) * (accepted - self._fast)
-        error = float(np.sqrt(self._spread * self.FAST / 2.0))
-        fell = self._seen > 4.0 / self.FAST and self._slow - self._fast > self.FALL * error
+        fell = self._seen > self.SEEN and self._slow - self._fast > self.FALL * error
         if fell:
             self._slow, self._seen = self._fast, int(1.0 / self.FAST)
         return fell
@@ -239,6 +268,7 @@ class CostAware:
 
 class _Never:
     arms: tuple[str, ...] = ()
+    several = False
 
     def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
         return None

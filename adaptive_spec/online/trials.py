@@ -30,12 +30,13 @@ class Outcome:
     """Standard error of ``gain`` over trees."""
     kept: bool
     reason: str
+    failed: bool = False
+    """There is no judgement: something was not finite, or raised."""
 
     @staticmethod
     def of(more: Floats) -> Outcome:
-        """Judged by what every tree [n] gains: better by more than one standard error, or not.
-
-        ``inf`` where the error cannot be known.
+        """Judged by what every tree or window [n] gains: better by more than one standard error,
+        or not. The error is ``inf`` where it cannot be known.
         """
         if not np.isfinite(more).all():
             return NOT_FINITE
@@ -45,7 +46,13 @@ class Outcome:
         return Outcome(gain, float(error), kept, "better" if kept else "no better")
 
 
-NOT_FINITE = Outcome(0.0, 0.0, False, "not finite")
+NOT_FINITE = Outcome(0.0, 0.0, False, "not finite", failed=True)
+
+
+def failure(error: BaseException | None = None) -> Outcome:
+    """A trial that ended without an outcome, and what ended it."""
+    words = "failed" if error is None else f"failed: {type(error).__name__}: {error}"
+    return Outcome(0.0, 0.0, False, words[:200], failed=True)
 
 
 class Arm(Protocol):
