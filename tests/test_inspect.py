@@ -246,9 +246,14 @@ def test_null_fields_and_a_request_without_steps(
     log.update({"arm": "skip"})
     log.update({"arm": "corrector", "kept": True, "realised_cost": 0.25, "decision": "saves 2 s"})
     log.update({"arm": "corrector", "kept": False, "realised_cost": 0.25, "decision": "a\x1bb"})
+    log.update({"arm": "full", "kept": True, "gain": 0.1, "expected_cost": 3.0, "realised_cost": 4})
+    log.update({"arm": "review", "kept": False, "realised_gain": -2.5, "decision": "undone"})
     called = Called(capsys, path)
     assert called.row("a") == ["a", "fixed:8", "suffix", "0", "0", *"-------", "error"]
-    words = "updates of the head: corrector 1 of 2 kept in 0.50 s, skipped 1"
+    more = "full 1 of 1 kept in 4.00 s (thought: 3.00 s), promising 0.100 tokens per tree"
+    assert more in called.words
+    assert "looked at afterwards: -2.50 tokens/s each, undone 1, skipped 1; the last" in called.words
+    words = "updates of the head: corrector 1 of 2 kept in 0.50 s, "
     assert words in called.words
     assert "\x1b" not in called.out
     called = Called(capsys, path, "--request", "a")

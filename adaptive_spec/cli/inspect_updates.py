@@ -74,7 +74,7 @@ class Updates:
         parts = [
             f"{name} {arm.kept} of {arm.tried} kept in {figure(arm.seconds, 2)} s"
             + (f" (thought: {figure(arm.expected_seconds, 2)} s)" if arm.expected_seconds else "")
-            + (f", promising {figure(arm.gain, 3)} tokens per tree" if arm.kept else "")
+            + (f", promising {figure(arm.gain, 3)} tokens per tree" if arm.gain else "")
             for name, arm in self.arms.items()
         ]
         if self.realised:
