@@ -252,7 +252,9 @@ def test_null_fields_and_a_request_without_steps(
     assert called.row("a") == ["a", "fixed:8", "suffix", "0", "0", *"-------", "error"]
     more = "full 1 of 1 kept in 4.00 s (thought: 3.00 s), promising 0.100 tokens per tree"
     assert more in called.words
-    assert "looked at afterwards: -2.50 tokens/s each, undone 1, skipped 1; the last" in called.words
+    assert (
+        "looked at afterwards: -2.50 tokens/s each, undone 1, skipped 1; the last" in called.words
+    )
     words = "updates of the head: corrector 1 of 2 kept in 0.50 s, "
     assert words in called.words
     assert "\x1b" not in called.out

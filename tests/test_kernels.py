@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,13 @@ from test_head_decoding import decoded
 from test_heads import tiny_head
 from typer.testing import CliRunner
 
+from adaptive_spec.bench import gpu
 from adaptive_spec.cache import SlotPool
 from adaptive_spec.cli.main import app
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
-from adaptive_spec.kernels import attach, here, reference
+from adaptive_spec.errors import UnsupportedError
+from adaptive_spec.kernels import attach, cost, here, reference
 from adaptive_spec.kernels.layout import Layouts, parents
 from adaptive_spec.packing import chain_part, pack, tree_part
 from adaptive_spec.testing.tiny import tiny_model
@@ -251,3 +254,43 @@ def test_device_info() -> None:
     assert "no kernels" in line.stdout
     data = json.loads(CliRunner().invoke(app, ["models", "--device-info", "--json"]).stdout)
     assert data == {"device": "cpu", "kernels": False, "reason": here.missing(torch.device("cpu"))}
+
+
+# -- cost on paper, and the measurement that waits for a GPU --------------------------------------
+
+
+def test_the_table_in_the_docs_is_what_the_command_prints() -> None:
+    printed = CliRunner().invoke(app, ["bench-gpu", "--paper"])
+    assert printed.exit_code == 0
+    docs = (Path(__file__).parent.parent / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert printed.stdout in docs
+    rows = json.loads(CliRunner().invoke(app, ["bench-gpu", "--paper", "--json"]).stdout)["paper"]
+    assert len(rows) == len(printed.stdout.splitlines()) - 2
+    assert all(ours < theirs for row in rows for ours, theirs in (row["h100"], row["l4"]))
+
+
+def test_costs_by_hand() -> None:
+    """One layer, one head, 15 nodes on 48 tokens: 16 rows, 64 keys, one tile."""
+    facts = replace(
+        gpu.PAPER, layers=1, heads=1, kv_heads=1, head_dim=64, windows=(None,), vocab=2048
+    )
+    ours, theirs = cost.by_kernel(facts, 1, 15, 48), cost.by_masks(facts, 1, 15, 48)
+    assert ours.flops == theirs.flops == 4 * 16 * 64 * 64
+    assert ours.bytes == 64 * (2 * 64 * 2 + 4) + 16 * (2 * 64 * 2 + 4)
+    assert theirs.bytes == 2 * 64 * 64 * 2 + 16 * 64 * (3 + 2) + 2 * 16 * 64 * 2
+    assert (ours.uploaded, theirs.uploaded) == (4 * 16 * 7, 16 * 64)
+    assert cost.candidates(2048, 3, kernel=False).bytes == 3 * 2048 * 52
+    assert cost.candidates(2048, 3, kernel=True).bytes == 3 * (2048 * 2 + 2 * 64 * 8)
+
+
+def test_other_requests_cost_the_masks_but_not_the_kernel() -> None:
+    one, many = (cost.by_kernel(gpu.PAPER, count, 16, 1024) for count in (1, 64))
+    assert many.bytes == pytest.approx(64 * one.bytes)
+    alone, crowd = (cost.by_masks(gpu.PAPER, count, 16, 1024) for count in (1, 64))
+    assert crowd.bytes > 500 * alone.bytes
+
+
+def test_bench_gpu_needs_one() -> None:
+    found = CliRunner().invoke(app, ["bench-gpu"])
+    assert isinstance(found.exception, UnsupportedError)
+    assert "CUDA" in str(found.exception)

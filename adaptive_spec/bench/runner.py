@@ -81,7 +81,7 @@ def _load(
     settings: BenchSettings, dtype: str, suite: Sequence[prompts.Prompt], progress: Progress
 ) -> tuple[Any, list[Batch]]:
     """Load the model, encode the prompts, and check that both fit together."""
-    model, tokenizer = models.load(settings.model, dtype, progress=progress)
+    model, tokenizer = models.load(settings.model, dtype, settings.device, progress=progress)
     refuse(model)
     if settings.ignore_eos:
         ignore_end(model)

@@ -97,6 +97,7 @@ class BenchSettings:
     overrides: tuple[str, ...] = ()
     raw: bool = False
     out: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.limit is not None:

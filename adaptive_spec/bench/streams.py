@@ -159,7 +159,8 @@ def run_stream(
     if stream.temperature is not None:
         settings = replace(settings, temperature=stream.temperature)
     names = contestants(settings)
-    model, tokenizer = models.load(settings.model, settings.dtypes[0], progress=progress)
+    where = settings.model, settings.dtypes[0], settings.device
+    model, tokenizer = models.load(*where, progress=progress)
     refuse(model)
     names = [one for one in settled(names, model) if stream.plain or one.name != PLAIN]
     if any(one.config is not None and one.config.online.background for one in names):

@@ -21,6 +21,7 @@ from adaptive_spec import __version__
 from adaptive_spec.arguments import check_values
 from adaptive_spec.bench.settings import BenchSettings
 from adaptive_spec.cli.bench import bench
+from adaptive_spec.cli.bench_gpu import bench_gpu
 from adaptive_spec.cli.calibrate import calibrate
 from adaptive_spec.cli.catalogue import models, policies
 from adaptive_spec.cli.demo import check_size, demo
@@ -58,6 +59,7 @@ app.command()(train)
 app.add_typer(models, name="models")
 app.add_typer(heads, name="heads")
 app.command()(policies)
+app.command("bench-gpu")(bench_gpu)
 
 
 def _version(wanted: bool) -> None:

@@ -83,6 +83,12 @@ def peaks(facts: Architecture, threads: int) -> Peaks:
     return _estimated(gpu, wide)
 
 
+def published(gpu: str) -> Peaks:
+    """Peaks in half precision of a GPU by its words in the table."""
+    bandwidth, half = next((rate, flops) for name, rate, flops, _ in _GPUS if name == gpu)
+    return Peaks(bandwidth * _GB, half * _TERA)
+
+
 def fingerprint(facts: Architecture, threads: int) -> Fingerprint:
     """What a measurement is valid for: a stored one is refused where any of it differs."""
     kind = facts.device.partition(":")[0]

@@ -11,6 +11,7 @@ import torch
 from test_heads import tiny_head
 from torch.overrides import TorchFunctionMode
 
+from adaptive_spec.bench.gpu import Shape, measured
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
 from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.kernels import attach, candidates
@@ -140,3 +141,11 @@ def test_a_kernel_that_is_wrong_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 def test_kernels_can_be_switched_off() -> None:
     with AdaptiveDecoder(tiny_model("llama"), {"kernels": "off"}) as one:
         assert one.target.kernels is None
+
+
+def test_the_benchmark_compares_like_with_like() -> None:
+    """As `bench-gpu` calls it, with sizes for an interpreter."""
+    shape = Shape(2, 3, 10, heads=2, kv_heads=1, size=64)
+    rows = measured(torch.device("cpu"), torch.float32, [shape], repeats=1)
+    assert [row["kernel"] for row in rows] == ["tree attention", "candidates", "peaks"]
+    assert all(row["difference"] < 1e-4 and row["kernel_ms"] > 0 for row in rows)

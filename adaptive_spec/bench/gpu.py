@@ -1,0 +1,192 @@
+"""Kernels against plain torch on a device, and their cost on paper.
+
+Legend: R requests, M rows, S slots, d head size, P places, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from adaptive_spec.cache import SlotPool
+from adaptive_spec.drafters.base import CandidateTree
+from adaptive_spec.kernels import cost
+from adaptive_spec.kernels.layout import Layout, Layouts
+from adaptive_spec.packing import PackedBatch, pack, tree_part, visible
+from adaptive_spec.profilers.clock import device_timer, monotonic
+from adaptive_spec.profilers.hardware import published
+from adaptive_spec.types import Architecture
+
+PAPER = Architecture(
+    model_type="llama", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128,
+    intermediate=14336, vocab=128256, context_limit=131072, windows=(None,) * 32, experts=0,
+    experts_per_token=0, tied_embeddings=False, dtype="bfloat16", device="cuda",
+    parameters=8_030_261_248, grouped=True,
+)  # fmt: skip
+"""The shape of Llama 3.1 8B."""
+GPUS = ("h100", "a100", "l4")
+REQUESTS, NODES, CONTEXTS = (1, 8, 64), (16, 64, 256), (1024, 8192, 32768, 131072)
+MEMORY = 80e9
+"""Bytes of the largest of ``GPUS``: what does not fit is said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A forward to be measured."""
+
+    requests: int
+    nodes: int
+    context: int
+    heads: int = 32
+    kv_heads: int = 8
+    size: int = 128
+
+
+SHAPES = tuple(
+    Shape(requests, nodes, context)
+    for requests, nodes, context in ((1, 16, 1024), (1, 64, 8192), (8, 64, 1024), (8, 16, 8192))
+)
+
+
+def paper() -> Iterator[dict[str, Any]]:
+    """Cost of attention by kernel and under masks, for every size: milliseconds of all layers."""
+    for requests, nodes, context in product(REQUESTS, NODES, CONTEXTS):
+        kernel = cost.by_kernel(PAPER, requests, nodes, context)
+        masks = cost.by_masks(PAPER, requests, nodes, context)
+        row: dict[str, Any] = {"requests": requests, "nodes": nodes, "context": context}
+        for name, one in (("kernel", kernel), ("masks", masks)):
+            row |= {f"{name}_gb": one.bytes / 1e9, f"{name}_tflop": one.flops / 1e12}
+        row["fits"] = masks.held < MEMORY
+        for gpu in GPUS:
+            peaks = published(gpu)
+            row[gpu] = [1e3 * one.seconds(peaks) for one in (kernel, masks)]
+        yield row
+
+
+def measured(
+    device: torch.device, dtype: torch.dtype, shapes: Sequence[Shape] = SHAPES, repeats: int = 20
+) -> list[dict[str, Any]]:
+    """Every kernel against torch: median milliseconds and the largest difference.
+
+    The mask of torch's route lies ready on the device; making and uploading it is not counted.
+    """
+    return [
+        *(_attention(device, dtype, shape, repeats) for shape in shapes),
+        _candidates(device, dtype, repeats, places=64, vocab=128256 if repeats > 1 else 3000),
+        _peaks(device, dtype, repeats, rows=256, vocab=128256 if repeats > 1 else 3000),
+    ]
+
+
+def forward(device: torch.device, shape: Shape) -> tuple[PackedBatch, Layout, torch.Tensor]:
+    """Requests side by side with random trees: batch, layout, and the mask [M, S]."""
+    luck = np.random.default_rng(0)
+    pool = SlotPool(64, shape.context + shape.nodes + 1)
+    none = np.zeros(shape.nodes, dtype=np.int64)
+    parts = []
+    for _ in range(shape.requests):
+        owner = pool.join()
+        pool.commit(owner, pool.reserve(shape.context), np.arange(shape.context))
+        parent = np.array([luck.integers(-1, node) for node in range(shape.nodes)], dtype=np.int64)
+        tree = CandidateTree(np.arange(shape.nodes), parent, none.astype(float), none, none)
+        parts.append(tree_part(owner, 1, shape.context, tree))
+    batch = pack(parts, pool.reserve(shape.requests * (1 + shape.nodes)))
+    layout = Layouts(device, shape.heads // shape.kv_heads).lay(pool, batch)
+    position = pool.position.copy()
+    position[batch.slots] = batch.positions
+    return batch, layout, torch.from_numpy(visible(batch, pool.owner, position)).to(device)
+
+
+def _attention(
+    device: torch.device, dtype: torch.dtype, shape: Shape, repeats: int
+) -> dict[str, Any]:
+    from adaptive_spec.kernels.tree_attention import tree_attention
+
+    batch, layout, mask = forward(device, shape)
+    rows, slots = mask.shape
+    made = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(heads, length, shape.size, generator=made).to(device, dtype)
+        for heads, length in ((shape.heads, rows), (shape.kv_heads, slots), (shape.kv_heads, slots))
+    )
+    scale, group = shape.size**-0.5, shape.heads // shape.kv_heads
+
+    def kernel() -> torch.Tensor:
+        return tree_attention(query, key, value, layout, scale=scale)
+
+    def masks() -> torch.Tensor:
+        keys, values = (part.repeat_interleave(group, dim=0)[None] for part in (key, value))
+        out = scaled_dot_product_attention(query[None], keys, values, mask, scale=scale)
+        return out[0].transpose(0, 1)
+
+    about = {"requests": shape.requests, "nodes": shape.nodes, "context": shape.context}
+    assert len(batch.tokens) == rows
+    return {"kernel": "tree attention", **about, **_compared(device, kernel, masks, repeats)}
+
+
+def _candidates(
+    device: torch.device, dtype: torch.dtype, repeats: int, places: int, vocab: int
+) -> dict[str, Any]:
+    from adaptive_spec.kernels import candidates as kernels
+
+    logits = torch.randn(places, vocab, generator=torch.Generator().manual_seed(0))
+    logits, heat = logits.to(device, dtype), torch.ones(places, device=device)
+
+    def kernel() -> torch.Tensor:
+        found = kernels.candidates(logits, heat, 64)
+        return torch.cat([found.scores, found.entropy[:, None]], dim=1)
+
+    def plain() -> torch.Tensor:
+        scores = logits.float()
+        chance = scores.log_softmax(dim=-1)
+        entropy = -(chance.exp() * chance).sum(dim=-1, keepdim=True)
+        return torch.cat([scores.topk(64, dim=-1).values, entropy], dim=1)
+
+    return {"kernel": "candidates", "rows": places, **_compared(device, kernel, plain, repeats)}
+
+
+def _peaks(
+    device: torch.device, dtype: torch.dtype, repeats: int, rows: int, vocab: int
+) -> dict[str, Any]:
+    from adaptive_spec.kernels.walk import peaks
+
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+
+    def kernel() -> torch.Tensor:
+        return peaks(logits)[0]
+
+    def plain() -> torch.Tensor:
+        return logits.max(dim=-1).values.float()
+
+    return {"kernel": "peaks", "rows": rows, **_compared(device, kernel, plain, repeats)}
+
+
+def _compared(
+    device: torch.device,
+    kernel: Callable[[], torch.Tensor],
+    plain: Callable[[], torch.Tensor],
+    repeats: int,
+) -> dict[str, float]:
+    """Medians over turns, after one that is not counted."""
+    difference = float((kernel().float() - plain().float()).abs().max())
+    timer = device_timer(device.type, monotonic)
+    spent: list[list[float]] = [[], []]
+    for _ in range(repeats):
+        for call, into in zip((kernel, plain), spent, strict=True):
+            timer.start()
+            call()
+            timer.stop()
+            into.append(timer.seconds())
+    ours, theirs = (1e3 * median(one) for one in spent)
+    return {
+        "kernel_ms": ours,
+        "torch_ms": theirs,
+        "ratio": theirs / ours,
+        "difference": difference,
+    }

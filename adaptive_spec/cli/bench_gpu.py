@@ -1,0 +1,102 @@
+"""``adaptive-spec bench-gpu``: kernels against torch on a GPU, then decoding with and without them;
+``--paper`` prints what attention should cost, which needs no GPU."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adaptive_spec.cli.output import progress, results
+from adaptive_spec.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from adaptive_spec.bench.result import BenchResult
+
+HEADINGS = ("requests", "nodes", "context", "GB kernel", "GB masks", "TFLOP kernel", "TFLOP masks")
+
+
+def bench_gpu(
+    model: Annotated[
+        str, typer.Option(help="Catalogue name, Hugging Face folder or hub id.")
+    ] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    suite: Annotated[str, typer.Option(help="Prompts, as of `bench`.")] = "chat",
+    limit: Annotated[int, typer.Option(help="Prompts: the first N.")] = 10,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Costs computed for published GPUs instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure the Triton kernels on this machine's GPU, alone and in decoding."""
+    from adaptive_spec.bench import gpu
+
+    if paper:
+        rows = list(gpu.paper())
+        results.print(json.dumps({"paper": rows}), soft_wrap=True) if as_json else _paper(rows)
+        return
+    import torch
+
+    from adaptive_spec.bench.runner import run_bench
+    from adaptive_spec.bench.settings import BenchSettings, Vary
+    from adaptive_spec.cli.generate import check_machine
+    from adaptive_spec.kernels.here import in_use, missing
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_machine(dtype, None)
+    if lack := missing(device):
+        raise UnsupportedError(f"bench-gpu: no kernels here: {lack}; --paper needs no GPU")
+    with progress(quiet=True) as show:
+        show("kernels", None)
+        found = gpu.measured(device, getattr(torch, dtype))
+        settings = BenchSettings(
+            model=model,
+            suite=suite,
+            limit=limit,
+            dtypes=(dtype,),
+            policies=("fixed:16", "marginal"),
+            vary=(Vary.parse("kernels=auto,off"),),
+            device=str(device),
+        )
+        decoded = run_bench(settings, show)
+    if as_json:
+        print(json.dumps({"device": in_use(device), "kernels": found, **decoded.as_dict()}))
+    else:
+        _measured(in_use(device), found, decoded)
+    if decoded.mismatches:
+        raise typer.Exit(1)
+
+
+def _paper(rows: list[dict[str, Any]]) -> None:
+    """As Markdown, which is what ``docs/kernels.md`` holds."""
+    from adaptive_spec.bench.gpu import GPUS
+
+    heads = [*HEADINGS, *(f"{gpu} ms, kernel / masks" for gpu in GPUS)]
+    print(f"| {' | '.join(heads)} |")
+    print("|" + "---|" * len(heads))
+    for row in rows:
+        cells = [row["requests"], row["nodes"], f"{row['context'] // 1024}k"]
+        cells += [f"{row[f'{name}_gb']:.3g}" for name in ("kernel", "masks")]
+        cells += [f"{row[f'{name}_tflop']:.3g}" for name in ("kernel", "masks")]
+        for gpu in GPUS:
+            ours, theirs = row[gpu]
+            cells.append(f"{ours:.3g} / {f'{theirs:.3g}' if row['fits'] else 'no room'}")
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def _measured(device: str, kernels: list[dict[str, Any]], decoded: BenchResult) -> None:
+    print(device)
+    for row in kernels:
+        about = ", ".join(
+            f"{row[k]} {k}" for k in ("requests", "nodes", "context", "rows") if k in row
+        )
+        print(
+            f"{row['kernel']} ({about}): {row['kernel_ms']:.3f} ms, torch {row['torch_ms']:.3f} ms "
+            f"({row['ratio']:.2f}x), difference {row['difference']:.1e}"
+        )
+    for one in decoded.rows:
+        print(
+            f"{one.name}: {one.tokens_per_second:.1f} tokens/s, {one.speedup:.2f}x of plain "
+            f"({one.low:.2f} to {one.high:.2f}), {one.mismatches} texts differ"
+        )

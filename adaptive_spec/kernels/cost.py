@@ -1,0 +1,90 @@
+"""What attention and candidates of a step cost, by kernel and by torch under masks: on paper.
+
+Bytes that are moved and FLOPs, for the roofline of a GPU that reaches its published peaks
+(``profilers.hardware``). Every tile, or block of rows, is taken to read its keys and values from
+memory; caches make both routes cheaper. Launches and the host's own work are left out, which
+favours the masks.
+
+Legend: R requests, N draft nodes of each, M = R (1 + N) rows, C committed tokens of each, S slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from adaptive_spec.kernels.layout import LEAST_LANES, MOST_LANES, WORD
+from adaptive_spec.profilers.hardware import Peaks
+from adaptive_spec.types import Architecture
+
+BUS = 25e9
+"""Bytes per second from host to device (PCIe 4, sixteen lanes)."""
+WIDTH = 2
+"""Bytes per number: half precision."""
+TORCH_PER_SCORE = 52
+"""Bytes that torch moves per score for candidates: a float32 copy, top-k, shift, copy, exp, two
+sums and a product, each reading and writing all of it (``heads.branches``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one step."""
+
+    flops: float
+    bytes: float
+    """Moved in the device's memory."""
+    uploaded: float
+    """Bytes from host to device."""
+    held: float = 0.0
+    """Bytes of the largest thing that has to be in memory for it."""
+
+    def seconds(self, peaks: Peaks) -> float:
+        """On a device that reaches its peaks."""
+        return max(self.bytes / peaks.bandwidth, self.flops / peaks.flops) + self.uploaded / BUS
+
+
+def by_kernel(facts: Architecture, requests: int, nodes: int, context: int) -> Cost:
+    """Attention of all layers by ``kernels.tree_attention``."""
+    group, part = facts.heads // facts.kv_heads, 1 + nodes
+    rows, keys = requests * part, context + part
+    wanted = max(min(part * group, MOST_LANES), LEAST_LANES, group)
+    lanes = 1 << (wanted - 1).bit_length()
+    tiles = requests * ceil(part / (lanes // group))
+    words = ceil(part / WORD)
+    read = tiles * keys * facts.kv_heads * (2 * facts.head_dim * WIDTH + 4)
+    own = rows * (2 * facts.heads * facts.head_dim * WIDTH + 4 * words * facts.kv_heads)
+    flops = 4.0 * tiles * lanes * facts.kv_heads * keys * facts.head_dim
+    return Cost(
+        flops=facts.layers * flops,
+        bytes=float(facts.layers * (read + own)),
+        uploaded=4.0 * rows * (words + 6),
+        held=4.0 * requests * context,
+    )
+
+
+def by_masks(facts: Architecture, requests: int, nodes: int, context: int) -> Cost:
+    """Attention of all layers by torch: K and V copied per query head, a mask [M, S] that becomes
+    numbers to be added and is read by every head."""
+    part = 1 + nodes
+    rows, slots = requests * part, requests * (context + part)
+    kept, wide = (
+        2 * slots * heads * facts.head_dim * WIDTH for heads in (facts.kv_heads, facts.heads)
+    )
+    copies = kept + wide if facts.heads > facts.kv_heads else 0
+    mask = rows * slots * (1 + WIDTH) + facts.heads * rows * slots * WIDTH
+    own = 2 * rows * facts.heads * facts.head_dim * WIDTH
+    read = wide * ceil(rows / MOST_LANES)
+    return Cost(
+        flops=4.0 * facts.layers * rows * facts.heads * slots * facts.head_dim,
+        bytes=float(facts.layers * (copies + mask + read + own)),
+        uploaded=float(rows * slots),
+        held=float(rows * slots * (1 + WIDTH)),
+    )
+
+
+def candidates(vocab: int, places: int, *, kernel: bool, count: int = 64) -> Cost:
+    """The likeliest ``count`` tokens of every place, log-sum-exp and entropy."""
+    scores = float(places * vocab)
+    winners = places * ceil(vocab / 2048) * count * 8
+    moved = WIDTH * scores + 2.0 * winners if kernel else TORCH_PER_SCORE * scores
+    return Cost(flops=8.0 * scores, bytes=moved, uploaded=0.0)
