@@ -55,7 +55,7 @@ def _keep_best(keys, to, COUNT: tl.constexpr):
     tl.store(to + place, keys, chosen & (place < COUNT))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["vocab", "chunks"])
 def _survey(
     logits, heat, keys, sums, stride, vocab, chunks, COUNT: tl.constexpr, CHUNK: tl.constexpr
 ):
@@ -77,7 +77,7 @@ def _survey(
     _keep_best(found, keys + (place * chunks + chunk) * COUNT, COUNT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "groups"])
 def _merge(keys, out, width, groups, COUNT: tl.constexpr, CHUNK: tl.constexpr):
     place, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane = tl.arange(0, CHUNK)
@@ -86,7 +86,7 @@ def _merge(keys, out, width, groups, COUNT: tl.constexpr, CHUNK: tl.constexpr):
     _keep_best(found, out + (place * groups + group) * COUNT, COUNT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _conclude(
     keys, sums, heat, scores, ids, facts, chunks, least,
     COUNT: tl.constexpr, CHUNKS: tl.constexpr, IN_ORDER: tl.constexpr,

@@ -23,6 +23,8 @@ from adaptive_spec.packing import PackedBatch
 from adaptive_spec.types import Bools, Ints
 
 WORD = 32
+ALIGNED = 4
+"""int32 numbers in 16 bytes."""
 NOBODY = -1
 LEAST_LANES, MOST_LANES = 16, 64
 """A product of fewer lanes costs as much; of more, it leaves the registers."""
@@ -151,10 +153,18 @@ class Layouts:
         self._table = grown
 
     def _upload(self, pieces: Sequence[np.ndarray[Any, Any]]) -> list[torch.Tensor]:
-        """Arrays of int32 in one transfer."""
-        flat = torch.from_numpy(np.concatenate([piece.ravel() for piece in pieces]))
-        parts = torch.split(flat.to(self._device), [piece.size for piece in pieces])
-        return [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
+        """Arrays of int32 in one transfer, each at a multiple of ``ALIGNED`` numbers: a kernel is
+        compiled anew for pointers that are not."""
+        sizes = [piece.size + -piece.size % ALIGNED for piece in pieces]
+        flat = np.zeros(sum(sizes), dtype=np.int32)
+        first = np.cumsum([0, *sizes])
+        for piece, at in zip(pieces, first.tolist(), strict=False):
+            flat[at : at + piece.size] = piece.ravel()
+        whole = torch.from_numpy(flat).to(self._device)
+        return [
+            whole[at : at + piece.size].view(piece.shape)
+            for piece, at in zip(pieces, first.tolist(), strict=False)
+        ]
 
 
 def _tiles(starts: Sequence[int], size: int) -> list[tuple[int, int]]:

@@ -55,7 +55,7 @@ def _take(asked, found, held, sees, scale, best, weight, mixed):
     return peak, weight, mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "context_row", "tree_row", "words", "rows"])
 def _attend(
     query,
     key,
@@ -155,7 +155,7 @@ def _attend(
         tl.store(summary + 2 * place + 1, weight, live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["places"])
 def _add_up(
     partial,
     summary,

@@ -20,7 +20,7 @@ CHUNK = 4096
 LOWEST = tl.constexpr(-(1 << 63))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["vocab", "chunks"])
 def _best(logits, keys, stride, vocab, chunks, CHUNK: tl.constexpr):
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -31,7 +31,7 @@ def _best(logits, keys, stride, vocab, chunks, CHUNK: tl.constexpr):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _decide(keys, peak, top, chunks, CHUNKS: tl.constexpr):
     row, chunk = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
     score, token = values_of(
