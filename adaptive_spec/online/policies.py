@@ -116,11 +116,12 @@ class CostAware:
     asked about again.
 
     Trials are paid from a purse, into which goes a small share of all decoding time and half of
-    what kept trials are thought to save: so a head that cannot be bettered costs ``SHARE`` at most.
-    A sudden fall of what is accepted (a fast running mean over stretches of requests far below a
-    slow one) fills the purse for one trial of every arm, makes former gains count no more and ends
-    all waiting; not twice within ``FADE`` seconds, and twice as long after each that led to
-    nothing, because texts that are hard in turn look like it.
+    what kept trials are thought to save: so a head that cannot be bettered costs ``SHARE``. A sudden
+    fall of what is accepted (a fast running mean over stretches of requests far below a slow one)
+    fills the purse for one trial of every arm, but with no more than the share of all time so far,
+    makes former gains count no more and ends all waiting. That happens not twice within ``FADE``
+    seconds, and twice as long after each that led to nothing: texts that are hard in turn look like
+    it.
 
     Args:
         horizon: seconds of decoding still to come.
@@ -173,7 +174,8 @@ class CostAware:
             for arm, record in self._records.items():
                 self._records[arm] = _Record(cost=record.cost, wait=self.FIRST, asked=view.trees)
             self._saved = 0.0
-            self._purse = max(self._purse, sum(self._cost(arm, view) for arm in arms))
+            wanted = sum(self._cost(arm, view) for arm in arms)
+            self._purse = max(self._purse, min(wanted, self.SHARE * view.seconds))
         due = [a for a in arms if view.trees - self._records[a].asked >= self._records[a].wait]
         if not due:
             words = "acceptance fell: former gains count no more"
