@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from adaptive_spec.errors import CacheError
 from adaptive_spec.types import Ints
+from adaptive_spec.uploading import upload
 
 FREE = -1
 
@@ -200,7 +201,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def aim(self, slots: Ints, device: torch.device) -> int:
         """Point the next forward at ``slots``; returns how many slots it will read."""
-        self.write_slots = torch.from_numpy(slots).to(device)
+        self.write_slots = upload(slots, device)
         self.read_slots = max(self.pool.high_water, int(slots.max()) + 1)
         self.updated = 0
         return self.read_slots

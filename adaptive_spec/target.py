@@ -21,6 +21,7 @@ from adaptive_spec.errors import UnsupportedError
 from adaptive_spec.kernels.attach import TreeKernels, refusal
 from adaptive_spec.packing import PackedBatch, visible
 from adaptive_spec.types import Architecture
+from adaptive_spec.uploading import upload
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _ALIBI = {"bloom", "mpt"}
@@ -96,8 +97,8 @@ class Target:
         """The arguments of one forward: ids, positions, masks, and the cache aimed at its slots."""
         high = cache.aim(batch.slots, self.device)
         return {
-            "input_ids": torch.from_numpy(batch.tokens)[None].to(self.device),
-            "position_ids": torch.from_numpy(batch.positions)[None].to(self.device),
+            "input_ids": upload(batch.tokens, self.device)[None],
+            "position_ids": upload(batch.positions, self.device)[None],
             "attention_mask": self._masks(cache, batch, high),
             "past_key_values": cache,
             "use_cache": True,

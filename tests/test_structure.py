@@ -24,7 +24,7 @@ FLOORS = {
     1: "errors types registry controllers.base drafters.base profilers.base online.base",
     2: "tree walk sampling stopping packing filling profilers.* controllers.* budget_log log_file "
     "log_reader drafters.automaton drafters.coupling drafters.pairing merging",
-    3: "cache attention target selfcheck heads.* kernels.*",
+    3: "uploading cache attention target selfcheck heads.* kernels.*",
     4: "drafters.* online.* config session requests drafting valuing deciding verifying reporting "
     "isolation share recovering decoder build calibrating",
     5: "hf calls arguments row_rules outputs cli.* bench.* testing.* training.* models fetching "

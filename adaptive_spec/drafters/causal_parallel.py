@@ -36,6 +36,7 @@ from adaptive_spec.online.passages import Passages
 from adaptive_spec.sampling import gumbel
 from adaptive_spec.target import describe
 from adaptive_spec.types import Floats, Ints, Plan
+from adaptive_spec.uploading import upload
 
 MOST = 64
 """Candidates of a place in a lattice at most."""
@@ -151,7 +152,7 @@ class CausalParallelDrafter:
         """Keep the taps of what was verified, until a draft is wanted."""
         for request, new in zip(requests, news, strict=True):
             if len(new.rows):
-                rows = torch.from_numpy(np.asarray(new.rows)).to(self._device)
+                rows = upload(np.asarray(new.rows), self._device)
                 taps = torch.cat([new.taps[layer][rows] for layer in self.taps], dim=-1)
                 positions = np.asarray(new.positions)
                 self.memory.keep(request.id, taps, positions)
@@ -221,8 +222,8 @@ class CausalParallelDrafter:
             if not kind:
                 continue
             some = [drafts[n] for n in kind]
-            rows = torch.tensor(kind, device=self._device)
-            anchors = torch.tensor([d.request.tokens[-1] for d in some], device=self._device)
+            rows = upload(kind, self._device)
+            anchors = upload([d.request.tokens[-1] for d in some], self._device)
             heat = np.array([draft.request.temperature or 1.0 for draft in some])
             noise = self._keyed(some, hidden.shape[1]) if drawing and coupled else None
             width = max(self._wide(draft) for draft in some)
@@ -242,7 +243,7 @@ class CausalParallelDrafter:
             if draft.request.noise is not None
             for level in range(levels)
         ]
-        return partial(gumbel, torch.tensor(starts, device=self._device))
+        return partial(gumbel, upload(starts, self._device))
 
     def _note(self, drafts: Sequence[_Draft], depths: Depths) -> None:
         """Views of what the drafts were made of; nothing is copied."""
@@ -261,8 +262,8 @@ class CausalParallelDrafter:
     def _forward(self, drafts: Sequence[_Draft]) -> torch.Tensor:
         """[R, D, H] of one packed forward for all requests."""
         context = self.memory.context
-        anchors = torch.tensor([[d.request.tokens[-1] for d in drafts]], device=self._device)
-        positions = torch.tensor([[len(d.request.tokens) - 1 for d in drafts]], device=self._device)
+        anchors = upload([[d.request.tokens[-1] for d in drafts]], self._device)
+        positions = upload([[len(d.request.tokens) - 1 for d in drafts]], self._device)
         before = torch.stack([draft.known.before for draft in drafts])[None]
         mask = context.mask([draft.known.owner for draft in drafts])
         extend = context.extend(len(drafts) * self.head.config.block)

@@ -19,6 +19,7 @@ from adaptive_spec.cache import SlotPool
 from adaptive_spec.heads.config import HeadConfig
 from adaptive_spec.heads.layers import Extend
 from adaptive_spec.types import Ints
+from adaptive_spec.uploading import upload
 
 
 class ContextSlots:
@@ -49,7 +50,7 @@ class ContextSlots:
         """
         slots = self.pool.reserve(len(positions))
         self._hold(int(slots.max(initial=-1)) + 1)
-        index = torch.from_numpy(slots).to(self._keys[0].device)
+        index = upload(slots, self._keys[0].device)
         for layer, (keys, values) in enumerate(states):
             self._keys[layer].index_copy_(2, index, keys)
             self._values[layer].index_copy_(2, index, values)
@@ -85,7 +86,7 @@ class ContextSlots:
         block = np.tri(size, dtype=np.bool_) if self.config.causal else np.ones((size, size), bool)
         draft = np.kron(np.eye(len(owners), dtype=np.bool_), block)
         whole = np.concatenate([context.repeat(size, axis=0), draft], axis=1)
-        return torch.from_numpy(whole)[None, None].to(self._keys[0].device)
+        return upload(whole, self._keys[0].device)[None, None]
 
     def clear(self) -> None:
         """Zero all slots that nobody owns: a masked NaN would poison attention (0 x NaN)."""

@@ -135,7 +135,7 @@ class Head(nn.Module):
         if self.masks is not None:
             others = self.masks.expand(*anchors.shape, *self.masks.shape)
         else:
-            mask = torch.tensor(self.config.mask_token, device=anchors.device)
+            mask = torch.full((), int(self.config.mask_token or 0), device=anchors.device)
             others = self.embed(mask).expand(*anchors.shape, self.config.block - 1, -1)
         slots = torch.cat([first, others], dim=2)
         return slots if self.inject is None else slots + self.inject(before)[:, :, None]

@@ -21,7 +21,9 @@ import torch
 
 from adaptive_spec.heads.head import Head
 from adaptive_spec.kernels.facts import Candidates
+from adaptive_spec.kernels.here import on
 from adaptive_spec.types import Floats, Ints
+from adaptive_spec.uploading import upload
 
 POOL = 512
 """Likeliest tokens of a place whose noise is looked up, where there is noise."""
@@ -88,8 +90,20 @@ class Lattice:
         Returns:
             None if any score is not finite.
         """
+        with on(hidden):
+            return self._grow(hidden, anchors, heat, width, noise, sharpness)
+
+    def _grow(
+        self,
+        hidden: torch.Tensor,
+        anchors: torch.Tensor,
+        heat: Floats,
+        width: int,
+        noise: Noise | None,
+        sharpness: float,
+    ) -> Grown | None:
         requests, depths, _ = hidden.shape
-        hot = torch.from_numpy(np.repeat(heat, depths)).to(hidden.device, torch.float32)
+        hot = upload(np.repeat(heat, depths).astype(np.float32), hidden.device)
         found, drawn, unseen = self._look(hidden.flatten(0, 1), hot, noise)
         wide = hidden.flatten(0, 1).float()
         gates, corrector = self._head.corrector.gates(wide), self._head.corrector

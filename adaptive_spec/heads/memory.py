@@ -19,6 +19,7 @@ from adaptive_spec.errors import HeadError
 from adaptive_spec.heads.context import ContextSlots
 from adaptive_spec.heads.head import Head
 from adaptive_spec.types import Ints
+from adaptive_spec.uploading import upload
 
 SIZES = 8
 """Waiting tokens are fused in multiples of this many rows: few shapes (see ``filling``)."""
@@ -80,7 +81,7 @@ class HeadMemory:
         missing = -sum(len(place) for place in places) % SIZES
         filled = torch.cat([*taps, taps[0].new_zeros((missing, taps[0].shape[1]))])
         where = np.concatenate([*places, np.zeros(missing, dtype=np.int64)])
-        positions = torch.from_numpy(where)[None].to(self._device)
+        positions = upload(where, self._device)[None]
         fused = self._fused(filled)
         states = self._head.context(fused, positions)
         first = 0

@@ -22,7 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from adaptive_spec.attention import SDPA, Pointed
 from adaptive_spec.cache import SlotPool
 from adaptive_spec.errors import UnsupportedError
-from adaptive_spec.kernels.here import missing
+from adaptive_spec.kernels.here import missing, on
 from adaptive_spec.kernels.layout import Layout, Layouts
 from adaptive_spec.packing import PackedBatch
 
@@ -94,8 +94,9 @@ class TreeKernels:
 
         layout = self.layout
         assert layout is not None
-        peak, top = peaks(logits)
-        order = walk(top, layout.rows[0], layout.rows[1], layout.starts, layout.widest)
+        with on(logits):
+            peak, top = peaks(logits)
+            order = walk(top, layout.rows[0], layout.rows[1], layout.starts, layout.widest)
         return torch.stack((peak.double(), top.double(), order.double()))
 
 
@@ -134,9 +135,9 @@ def attend(
     assert layout is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = attention_mask.window
-    return tree_attention(query[0], key[0], value[0], layout, scale=scale, window=window)[
-        None
-    ], None
+    with on(query):
+        out = tree_attention(query[0], key[0], value[0], layout, scale=scale, window=window)
+    return out[None], None
 
 
 AttentionInterface.register(NAME, attend)

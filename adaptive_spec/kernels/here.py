@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -19,6 +20,11 @@ def missing(device: torch.device) -> str | None:
 def for_device(device: torch.device) -> ModuleType | None:
     """``kernels.candidates`` where it can run."""
     return None if missing(device) else import_module("adaptive_spec.kernels.candidates")
+
+
+def on(tensor: torch.Tensor) -> AbstractContextManager[None]:
+    """Launch kernels on the tensor's own GPU, whichever is current."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def in_use(device: torch.device) -> str:

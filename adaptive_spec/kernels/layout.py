@@ -21,6 +21,7 @@ import torch
 from adaptive_spec.cache import SlotPool
 from adaptive_spec.packing import PackedBatch
 from adaptive_spec.types import Bools, Ints
+from adaptive_spec.uploading import upload
 
 WORD = 32
 ALIGNED = 4
@@ -160,7 +161,7 @@ class Layouts:
         first = np.cumsum([0, *sizes])
         for piece, at in zip(pieces, first.tolist(), strict=False):
             flat[at : at + piece.size] = piece.ravel()
-        whole = torch.from_numpy(flat).to(self._device)
+        whole = upload(flat, self._device)
         return [
             whole[at : at + piece.size].view(piece.shape)
             for piece, at in zip(pieces, first.tolist(), strict=False)

@@ -116,12 +116,12 @@ class CostAware:
     asked about again.
 
     Trials are paid from a purse, into which goes a small share of all decoding time and half of
-    what kept trials are thought to save: so a head that cannot be bettered costs ``SHARE``. A sudden
-    fall of what is accepted (a fast running mean over stretches of requests far below a slow one)
-    fills the purse for one trial of every arm, but with no more than the share of all time so far,
-    makes former gains count no more and ends all waiting. That happens not twice within ``FADE``
-    seconds, and twice as long after each that led to nothing: texts that are hard in turn look like
-    it.
+    what kept trials are thought to save: so a head that cannot be bettered costs ``SHARE``. A
+    sudden fall of what is accepted (a fast running mean over stretches of requests far below a slow
+    one) fills the purse for one trial of every arm, but with no more than the share of all time so
+    far, makes former gains count no more and ends all waiting. That happens not twice within
+    ``FADE`` seconds, and twice as long after each that led to nothing: texts that are hard in turn
+    look like it.
 
     Args:
         horizon: seconds of decoding still to come.
