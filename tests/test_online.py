@@ -619,6 +619,27 @@ def test_a_fall_of_acceptance_ends_all_waiting() -> None:
     assert len([step for step, _ in tried if 15_000 <= step < 15_500]) >= 3
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_third_less_on_mixed_texts_is_a_fall(seed: int) -> None:
+    """What a changed target costs is less than what texts differ by; it pays for a dear trial."""
+    luck = np.random.default_rng(seed)
+    levels = luck.choice((0.6, 1.5, 2.4), 400)
+    levels[200:] *= 0.65
+    rule, fell = CostAware(), list[int]()
+    for arm in ARMS:
+        rule.told(arm, 0.0, COSTS[arm])
+    for number, level in enumerate(levels):
+        opinion = rule.ask(view(number * 50, number * 2.5, [luck.poisson(level, 32).mean()]), ARMS)
+        if opinion is not None and opinion.fell:
+            fell.append(number)
+            assert opinion.arm is None
+            hoped = rule.ask(view(number * 50 + 32, number * 2.5 + 2), ["full"])
+            assert hoped is not None
+            assert hoped.arm == "full", hoped.reason
+    assert len(fell) == 1
+    assert 200 < fell[0] < 300
+
+
 def test_without_a_horizon_decoding_goes_on_as_long_as_it_did() -> None:
     def first(seconds: float) -> bool:
         rule = CostAware(arms=("corrector",))

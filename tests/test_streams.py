@@ -13,7 +13,7 @@ from test_bench import folder as folder
 from test_heads import PROMPT, tiny_head
 from typer.testing import CliRunner
 
-from adaptive_spec.bench.drift import RANK, Drift, loop_rate
+from adaptive_spec.bench.drift import HALVINGS, RANK, Drift, loop_rate
 from adaptive_spec.bench.settings import BenchSettings
 from adaptive_spec.bench.stream_prompts import KINDS
 from adaptive_spec.bench.streams import STREAMS, find_stream, run_stream
@@ -36,25 +36,64 @@ def test_prompts_go_on_and_are_the_same_for_a_seed(kind: str) -> None:
     assert all("{" not in text for text in first)
 
 
-def test_a_change_has_its_rank_and_size_and_can_be_taken_back() -> None:
-    model = tiny_model("llama")
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_turn_has_its_rank_and_computes_the_same(architecture: str) -> None:
+    model, probe = tiny_model(architecture), torch.arange(3, 60)
+    hidden = model.config.hidden_size
+    drift = Drift(model, [probe], seed=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    drift = Drift(model, 0.1, seed=1)
-    drift.begin()
-    drift.begin()  # once is all
-    changed = 0
+    wanted = model(probe[None], output_hidden_states=True)
+    drift.begin(1.0)
+    drift.begin(1.0)  # not further
+    found = model(probe[None], output_hidden_states=True)
+    assert torch.allclose(found.logits, wanted.logits, atol=1e-3)
+    for one, other in zip(found.hidden_states, wanted.hidden_states, strict=True):
+        assert one.shape[-1] == hidden
+        assert not torch.allclose(one, other, atol=1e-2)
     for name, value in model.state_dict().items():
-        change = value - before[name]
-        if "proj" not in name:
-            assert not change.any(), name
-            continue
-        changed += 1
-        assert float(change.norm() / before[name].norm()) == pytest.approx(0.1, rel=1e-3)
-        assert int(torch.linalg.matrix_rank(change, rtol=1e-4)) <= RANK
-    assert changed == 7 * len(model.model.layers)
+        if value.dim() < 2:
+            assert torch.equal(value, before[name]), name
+        else:
+            change = value - before[name]
+            assert int(torch.linalg.matrix_rank(change, rtol=1e-4)) == RANK, name
     drift.end()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_tied_output_layer_is_turned_as_well() -> None:
+    model, probe = tiny_model("llama"), torch.arange(3, 60)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    wanted = model(probe[None]).logits
+    drift = Drift(model, [probe])
+    drift.begin(1.0)
+    assert torch.allclose(model(probe[None]).logits, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "qwen3_moe", "phi3"])
+def test_a_target_that_cannot_be_turned_is_refused_and_left_alone(architecture: str) -> None:
+    model = tiny_model(architecture)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UnsupportedError, match="target-drift"):
+        Drift(model, [torch.arange(3, 60)]).begin(1.0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_angle_is_sought_that_costs_the_wanted_share() -> None:
+    drift = Drift(tiny_model("llama"), [torch.arange(3, 60)])
+    asked: list[float] = []
+    turn, drift.begin = drift.begin, lambda angle: (asked.append(angle), turn(angle))[0]  # type: ignore[method-assign,assignment]
+    angle, before, after = drift.scale(lambda: 3.0 - (asked[-1] if asked else 0.0))
+    assert angle == asked[-1]
+    assert (before, after) == (3.0, 3.0 - angle)
+    assert 0.2 <= 1.0 - after / before <= 0.35
+    drift.end()
+    asked.clear()
+    angle, before, after = drift.scale(lambda: 2.0)
+    assert len(asked) == HALVINGS
+    assert before == after
 
 
 def test_texts_that_run_in_circles() -> None:
@@ -101,8 +140,13 @@ def test_a_stream_of_rules(folder: Path, settings: dict[str, Any], tmp_path: Pat
     before, after = result.facts["parts"]
     assert (before["first_batch"], before["drifted"], after["drifted"]) == (0, False, True)
     assert sum(result.courses[never.name].tokens) >= 100
-    one, other = result.facts["drift"]["perplexity"]
-    assert one != other
+    drift = result.facts["drift"]
+    one, other = drift["perplexity"]
+    assert one == pytest.approx(other, rel=1e-3)
+    assert drift["rank"] == RANK
+    assert set(drift["acceptance_length_end"]) == {"never", "every:4@corrector"}
+    assert drift["acceptance_length_end"]["never"] == drift["acceptance_length"][1]
+    assert set(drift["recovered"]) <= set(drift["acceptance_length_end"])
     json.dumps(result.as_dict(), allow_nan=False)
 
 

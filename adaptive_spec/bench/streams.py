@@ -18,7 +18,8 @@ import torch
 from adaptive_spec import models, prompts
 from adaptive_spec.bench.contestants import PLAIN, Contestant, contestants, settled
 from adaptive_spec.bench.decoding import Batch, Ours, Threads, runner
-from adaptive_spec.bench.drift import Drift, loop_rate, perplexity
+from adaptive_spec.bench.drift import loop_rate
+from adaptive_spec.bench.drifting import Drifting
 from adaptive_spec.bench.machine import machine
 from adaptive_spec.bench.settings import BenchSettings, unknown
 from adaptive_spec.bench.statistics import Record, speed_up
@@ -31,8 +32,6 @@ from adaptive_spec.target import refuse
 from adaptive_spec.user_cache import Progress, silent
 
 PREFIX = "stream:"
-DRIFT = 0.05
-"""Size of the target's change, see ``drift``: what it does is measured in every run."""
 HOT = 1.5
 """Temperature of ``adversarial``: most of what a head guesses is wrong."""
 
@@ -239,25 +238,31 @@ class _Run:
 
     def run(self, tokens: int, progress: Progress, keep: Any) -> StreamResult:
         luck = np.random.default_rng(self._settings.seed)
-        drift = Drift(self._model, DRIFT)
+        drift = self._drifting() if any(part.drifted for part in self._stream.parts) else None
         parts: list[dict[str, Any]] = []
         self._facts = {"suite": self._settings.suite, "began": time.time(), "parts": parts}
         self._warm_up()
         try:
             for place, part in enumerate(self._stream.parts):
-                if part.drifted:
-                    self._facts["drift"] = {"scale": DRIFT, "perplexity": [self._perplexity()]}
-                    drift.begin()
-                    self._facts["drift"]["perplexity"].append(self._perplexity())
+                if part.drifted and drift is not None:
+                    self._facts["drift"] = drift.begin()
                 begun = len(self._texts)
                 parts.append({**asdict(part), "first_batch": begun})
                 self._part(part, place, tokens, luck, progress, keep)
                 parts[-1]["loop_rate"] = loop_rate(
                     [text for batch in self._texts[begun:] for text in batch]
                 )
+            if drift is not None:
+                self._facts["drift"] |= drift.recovered()
         finally:
-            drift.end()
+            if drift is not None:
+                drift.end()
         return self._result()
+
+    def _drifting(self) -> Drifting:
+        decoders = {name: one.decoder for name, one in self._runners.items()}
+        kind = next(part.kind for part in self._stream.parts if part.drifted)
+        return Drifting(self._model, self._tokenizer, decoders, kind, self._settings.raw)
 
     def _part(
         self, part: Part, place: int, tokens: int, luck: Any, progress: Progress, keep: Any
@@ -307,9 +312,6 @@ class _Run:
             prompts=tuple(ids),
             seeds=tuple(range(first, first + len(texts))),
         )
-
-    def _perplexity(self) -> float:
-        return perplexity(self._model, self._tokenizer)
 
     def _result(self) -> StreamResult:
         drifted = [part["first_batch"] for part in self._facts["parts"] if part["drifted"]]

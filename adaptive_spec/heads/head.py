@@ -67,7 +67,7 @@ class Head(nn.Module):
             if tuple(weight.shape) != wanted:
                 raise HeadError(f"target.{name}", tuple(weight.shape), f"expected {wanted}")
         rows = output if self.draft_ids is None else output[self.draft_ids]
-        self._lent = [embeddings.detach(), rows.detach()]
+        self._lent[:] = [embeddings.detach(), rows.detach()]  # whoever borrowed it follows
 
     def borrow(self, other: Head) -> None:
         """Borrow what another head borrows, for the same target and the same draft vocabulary."""

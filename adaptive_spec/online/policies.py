@@ -99,6 +99,8 @@ class _Record:
     gains: float = 0.0
     squares: float = 0.0
     cost: float | None = None
+    hope: float = 0.0
+    """What a trial is believed to bring before there was any, in draft tokens per tree."""
     wait: int = 0
     """Trees until it is asked about again."""
     asked: int = 0
@@ -118,10 +120,10 @@ class CostAware:
     Trials are paid from a purse, into which goes a small share of all decoding time and half of
     what kept trials are thought to save: so a head that cannot be bettered costs ``SHARE``. A
     sudden fall of what is accepted (a fast running mean over stretches of requests far below a slow
-    one) fills the purse for one trial of every arm, but with no more than the share of all time so
-    far, makes former gains count no more and ends all waiting. That happens not twice within
-    ``FADE`` seconds, and twice as long after each that led to nothing: texts that are hard in turn
-    look like it.
+    one) fills the purse for one trial of every arm, but with no more than ``RISK`` of all time so
+    far, makes former gains count no more, lets hope that a part of what was lost can be won back
+    and ends all waiting. That happens not twice within ``FADE`` seconds, and twice as long after
+    each that led to nothing: texts that are hard in turn look like it.
 
     Args:
         horizon: seconds of decoding still to come.
@@ -139,15 +141,19 @@ class CostAware:
     """What a former trial counts for after each further one."""
     PRIOR_GAIN, PRIOR_SPREAD = 0.03, 0.03
     """What a trial is believed to bring before there was any, in draft tokens per tree."""
+    BACK = 0.25
+    """Share of a fall that a trial is believed to win back."""
     STEPS: ClassVar[dict[str, float]] = {"full": 40.0, "corrector": 2.0, "calibrator": 1.0}
     """What a trial is believed to cost then, in decoding steps."""
     FADE = 600.0
     """Seconds of decoding after which what a kept trial saves is believed in no more."""
-    FAST, SLOW, FALL = 1 / 8, 1 / 64, 4.0
+    FAST, SLOW, FALL = 1 / 32, 1 / 256, 3.5
     """Rates of two running means of stretches, and the standard errors between them at which
     something has changed."""
-    SEEN = 24
+    SEEN = 48
     """Stretches before that is asked."""
+    RISK = 0.05
+    """Of all decoding time so far, what a fall may spend at most."""
     several = True
 
     def __init__(
@@ -159,7 +165,7 @@ class CostAware:
     ) -> None:
         self._horizon, self._margin, self.arms = horizon, margin, arms
         self._luck = np.random.default_rng(seed)
-        self._records = {arm: _Record(wait=self.FIRST) for arm in arms}
+        self._records = {arm: _Record(hope=self.PRIOR_GAIN, wait=self.FIRST) for arm in arms}
         self._purse = self._saved = self._seconds = 0.0
         self._view: View | None = None
         self._fast = self._slow = self._spread = 0.0
@@ -170,12 +176,15 @@ class CostAware:
         self._earn(view)
         if view.tokens_per_second <= 0 or view.trees_per_second <= 0:
             return None
-        if fell := self._fallen(view):
+        if fell := (lost := self._fallen(view)) > 0:
+            hope = max(self.BACK * lost, self.PRIOR_GAIN)
             for arm, record in self._records.items():
-                self._records[arm] = _Record(cost=record.cost, wait=self.FIRST, asked=view.trees)
+                self._records[arm] = _Record(
+                    cost=record.cost, hope=hope, wait=self.FIRST, asked=view.trees
+                )
             self._saved = 0.0
             wanted = sum(self._cost(arm, view) for arm in arms)
-            self._purse = max(self._purse, min(wanted, self.SHARE * view.seconds))
+            self._purse = max(self._purse, min(wanted, self.RISK * view.seconds))
         due = [a for a in arms if view.trees - self._records[a].asked >= self._records[a].wait]
         if not due:
             words = "acceptance fell: former gains count no more"
@@ -196,6 +205,7 @@ class CostAware:
         record.gains = self.KEEP * record.gains + gain
         record.squares = self.KEEP * record.squares + gain * gain
         record.cost = seconds if record.cost is None else 0.7 * record.cost + 0.3 * seconds
+        record.hope += (1.0 - self.KEEP) * (self.PRIOR_GAIN - record.hope)
         self._purse -= seconds
         if gain > 0:
             self._pause = self.FADE
@@ -238,34 +248,35 @@ class CostAware:
         """A gain, from the mean of former ones and one of the prior, with its uncertainty."""
         record = self._records[arm]
         count = record.weight + 1.0
-        mean = (record.gains + self.PRIOR_GAIN) / count
-        spread = self.PRIOR_SPREAD**2 + record.squares + self.PRIOR_GAIN**2 - count * mean**2
+        mean = (record.gains + record.hope) / count
+        spread = self.PRIOR_SPREAD**2 + record.squares + record.hope**2 - count * mean**2
         return float(self._luck.normal(mean, np.sqrt(max(spread, 0.0)) / count))
 
     def _back_off(self, arm: str) -> None:
         self._records[arm].wait = min(2 * self._records[arm].wait, self.MOST)
 
-    def _fallen(self, view: View) -> bool:
-        """Whether acceptance fell, and that counts."""
+    def _fallen(self, view: View) -> float:
+        """Draft tokens per tree by which acceptance fell, if that counts, else 0."""
         falls = [self._fell(accepted) for accepted in view.stretches]
         if not any(falls) or view.seconds < self._calm:
-            return False
+            return 0.0
         self._calm, self._pause = view.seconds + self._pause, 2.0 * self._pause
-        return True
+        return max(falls)
 
-    def _fell(self, accepted: float) -> bool:
-        """Whether the last stretches accepted far less than those before; then both means are
-        equal."""
+    def _fell(self, accepted: float) -> float:
+        """How much less the last stretches accepted than those before, if that is no chance, else
+        0; then both means are equal."""
         self._seen += 1
         slow = max(self.SLOW, 1.0 / self._seen)
         error = float(np.sqrt(self._spread * self.FAST / 2.0))
         self._spread += slow * ((accepted - self._slow) ** 2 - self._spread)
         self._slow += slow * (accepted - self._slow)
         self._fast += max(self.FAST, 1.0 / self._seen) * (accepted - self._fast)
-        fell = self._seen > self.SEEN and self._slow - self._fast > self.FALL * error
-        if fell:
-            self._slow, self._seen = self._fast, int(1.0 / self.FAST)
-        return fell
+        lost = self._slow - self._fast
+        if self._seen <= self.SEEN or lost <= self.FALL * error:
+            return 0.0
+        self._slow, self._seen = self._fast, int(1.0 / self.FAST)
+        return lost
 
 
 class _Never:

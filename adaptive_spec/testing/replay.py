@@ -81,6 +81,7 @@ class RecordTarget:
     def __init__(self, facts: Architecture, curve: Curve, noise: float, seed: int) -> None:
         self.architecture = facts
         self.device = torch.device("cpu")
+        self.kernels = None
         self.text = np.empty(0, dtype=np.int64)
         self.now = 0.0
         self._curve, self._noise, self._luck = curve, noise, np.random.default_rng(seed)
