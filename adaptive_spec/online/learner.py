@@ -94,7 +94,7 @@ class HeadLearner:
         self._paid: deque[float] = deque(
             maxlen=1024
         )  # tokens after which an update paid for itself
-        self._sparse, self._luck = 1, random.Random(0)
+        self._sparse, self._luck = getattr(rule, "sparse", 1), random.Random(0)
         self._requests: dict[str, bool] = {}  # the newest ones, and whether their text is watched
         self._pace, self._review = Pace(), Review()
         self._asked = 0  # trees there were when the rule was asked last

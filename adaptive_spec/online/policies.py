@@ -62,6 +62,8 @@ class UpdateRule(Protocol):
     """Those that it may ask for, if the head allows them."""
     several: bool
     """It asks for more than the first one that the head allows."""
+    sparse: int
+    """One tree and one request in so many is watched as long as nothing has happened."""
 
     def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
         """What to try now, of ``arms``; None where there was nothing to decide."""
@@ -75,7 +77,7 @@ class UpdateRule(Protocol):
 class Every:
     """A fixed schedule for the first arm that there is."""
 
-    several = False
+    several, sparse = False, 1
 
     def __init__(self, trees: int, arms: tuple[str, ...] = ARMS) -> None:
         self.arms = arms
@@ -154,7 +156,7 @@ class CostAware:
     """Stretches before that is asked."""
     RISK = 0.05
     """Of all decoding time so far, what a fall may spend at most."""
-    several = True
+    several, sparse = True, 4
 
     def __init__(
         self,
@@ -281,7 +283,7 @@ class CostAware:
 
 class _Never:
     arms: tuple[str, ...] = ()
-    several = False
+    several, sparse = False, 1
 
     def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
         return None
