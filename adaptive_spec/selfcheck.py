@@ -73,7 +73,10 @@ def _check(target: Target) -> float:
         tree_part(mine, int(prompt[-1]), _PROMPT - 1, tree),
     ]
     batch = pack(parts, cache.pool.reserve(2 + len(tokens)), fill=2)
-    got = target.run(target.prepare(cache, batch)).logits[1:-2].float()
+    logits = target.run(target.prepare(cache, batch)).logits
+    if target.kernels is not None:
+        _check_verdict(target.kernels.verdict(logits[:-2]), logits[:-2])
+    got = logits[1:-2].float()
 
     branches = [_path(leaf) for leaf in _LEAVES]
     inputs = np.stack([np.concatenate([prompt, tokens[branch]]) for branch in branches])
@@ -92,6 +95,12 @@ def _check(target: Target) -> float:
             "attention backend does not obey the mask"
         )
     return worst / scale
+
+
+def _check_verdict(verdict: torch.Tensor, logits: torch.Tensor) -> None:
+    """The kernels find the largest logit of every row."""
+    if not torch.equal(verdict[0].to(logits.dtype), logits.amax(dim=-1)):
+        raise UnsupportedError("the kernel that looks for the largest logits finds others")
 
 
 @torch.no_grad()

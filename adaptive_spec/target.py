@@ -65,8 +65,9 @@ class Target:
         if kernels and refusal(model) is None:
             facts = self.architecture
             windows = {kind: self._window if kind == SLIDING else None for kind in self._kinds}
-            self.kernels = TreeKernels(model, windows, facts.heads // facts.kv_heads)
-            self.architecture = replace(facts, grouped=True)
+            found = TreeKernels(model, windows, facts.heads // facts.kv_heads)
+            if found.applies:
+                self.kernels, self.architecture = found, replace(facts, grouped=True)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._tapped: dict[int, torch.Tensor] | None = None  # filled by the hooks of a run
         self._hooks = [

@@ -15,7 +15,11 @@ import torch
 
 def upload(values: Sequence[Any] | np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
     """A tensor of ``values`` on ``device``; on a CPU arrays are shared, not copied."""
-    found = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.tensor(values)
+    found = (
+        torch.from_numpy(values)
+        if isinstance(values, np.ndarray)
+        else torch.tensor(values, device="cpu")
+    )
     if device.type != "cuda":
         return found.to(device)
     return found.pin_memory().to(device, non_blocking=True)

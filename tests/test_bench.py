@@ -322,6 +322,18 @@ def test_vary(text: str) -> None:
         Vary.parse(text)
 
 
+def test_plain_decoding_varies_by_kernels_alone() -> None:
+    vary = (Vary.parse("kernels=auto,off"),)
+    found = contestants(BenchSettings("m", policies=("plain", "fixed:4"), vary=vary))
+    assert [one.name for one in found] == [
+        "plain",
+        "plain[kernels=auto]",
+        "plain[kernels=off]",
+        "fixed:4[kernels=auto]",
+        "fixed:4[kernels=off]",
+    ]
+
+
 def test_contestants_are_policies_times_drafters_times_values_and_peers() -> None:
     vary = (Vary.parse("tree.max_depth=4,8"),)
     found = contestants(

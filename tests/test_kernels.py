@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,10 +33,11 @@ from adaptive_spec.packing import chain_part, pack, tree_part
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain
 
-triton = pytest.importorskip("triton", reason="no Triton on this platform")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="no Triton here")
 FOLDER = Path(__file__).parent / "interpreted"
 
 
+@needs_triton
 @pytest.mark.fault("L1", "L9", "C4")
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
 def test_interpreted(file: str) -> None:
@@ -85,6 +87,7 @@ compiled(w._follow, typed(p_i32="top token parent starts order"), WIDE=64)
 """
 
 
+@needs_triton
 def test_kernels_compile_for_a_gpu() -> None:
     """To machine code for compute capability 9.0, within the shared memory of smaller ones."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -128,6 +131,24 @@ def test_a_layout_follows_its_pool() -> None:
         for part, first in zip(parts, batch.starts.tolist(), strict=False):
             pool.commit(part.owner, slots[first : first + len(part.tokens)], part.positions)
     assert layouts._table.shape[0] <= 8
+
+
+def test_an_upload_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is tried again with less; slots must not be taken for known."""
+    pool, layouts = SlotPool(16, 64), Layouts(torch.device("cpu"), 1)
+    owner = pool.join()
+    pool.commit(owner, pool.reserve(10)[3:9], np.arange(6))
+    batch = pack([chain_part(owner, [7], 6)], pool.reserve(1))
+
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("adaptive_spec.kernels.layout.upload", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            layouts.lay(pool, batch)
+    layout = layouts.lay(pool, batch)
+    assert layout.context[0, :6].tolist() == pool.slots(owner)
 
 
 def test_another_pool_is_another_table() -> None:
@@ -205,6 +226,20 @@ def test_a_narrow_lattice_still_drafts() -> None:
     assert drafter.faults == 0  # type: ignore[attr-defined]
 
 
+def test_kernels_that_fail_are_given_up() -> None:
+    """Whatever a compiler or a driver raises: drafts go on without them, with a warning."""
+    model = tiny_model("llama")
+    broken: Any = SimpleNamespace(candidates=reference.candidates)
+    head = tiny_head(model, corrector="recurrent_bias")
+    drafter = Both(head, 256, kernels=broken)
+    assert drafter._lattice is not None
+    with pytest.warns(UserWarning, match="without kernels"):
+        text = decoded(model, drafter, 20)
+    assert text == plain(model, TEXT, max_new_tokens=20)
+    assert drafter._lattice is None
+    assert drafter.faults == 0
+
+
 # -- where kernels do not run ---------------------------------------------------------------------
 
 
@@ -236,6 +271,20 @@ def test_never_on_a_cpu(make: Any, tiny: Any) -> None:
     assert here.for_device(torch.device("cpu")) is None
     with make(tiny("llama")) as decoder:
         assert decoder.target.kernels is None
+
+
+def test_tensors_that_the_kernel_does_not_suit_are_refused() -> None:
+    good = torch.zeros(1, 4, 3, 64), torch.zeros(1, 2, 9, 64), torch.zeros(1, 2, 9, 64)
+    attach._check(*good, 2)
+    attach._check(*good, 4)
+    for bad in (
+        (*good, 1),
+        (good[0], good[1], good[2][..., :32], 2),
+        (good[0], good[1].half(), good[2], 2),
+        (good[0], good[1], torch.zeros(1, 2, 64, 9).mT, 2),
+    ):
+        with pytest.raises(UnsupportedError, match="attention kernel"):
+            attach._check(*bad)
 
 
 def test_options_that_the_kernel_does_not_know_are_refused() -> None:
@@ -278,6 +327,9 @@ def test_costs_by_hand() -> None:
     assert ours.flops == theirs.flops == 4 * 16 * 64 * 64
     assert ours.bytes == 64 * (2 * 64 * 2 + 4) + 16 * (2 * 64 * 2 + 4)
     assert theirs.bytes == 2 * 64 * 64 * 2 + 16 * 64 * (3 + 2) + 2 * 16 * 64 * 2
+    split = cost.by_kernel(facts, 1, 15, 256)
+    sums = 2 * 4 * 2 * 16 * (64 + 2)
+    assert split.bytes == (256 + 16) * (2 * 64 * 2 + 4) + 16 * (2 * 64 * 2 + 4) + sums
     assert (ours.uploaded, theirs.uploaded) == (4 * 16 * 7, 16 * 64)
     assert cost.candidates(2048, 3, kernel=False).bytes == 3 * 2048 * 52
     assert cost.candidates(2048, 3, kernel=True).bytes == 3 * (2048 * 2 + 2 * 64 * 8)
@@ -285,7 +337,7 @@ def test_costs_by_hand() -> None:
 
 def test_other_requests_cost_the_masks_but_not_the_kernel() -> None:
     one, many = (cost.by_kernel(gpu.PAPER, count, 16, 1024) for count in (1, 64))
-    assert many.bytes == pytest.approx(64 * one.bytes)
+    assert 0.5 * 64 * one.bytes < many.bytes <= 64 * one.bytes  # alone, contexts are split
     alone, crowd = (cost.by_masks(gpu.PAPER, count, 16, 1024) for count in (1, 64))
     assert crowd.bytes > 500 * alone.bytes
 

@@ -53,7 +53,7 @@ class Turns:
                 model,
                 threads=self._threads[one.name],
                 log=bundle.log,
-                self_check=one.name == PLAIN,
+                self_check=one.name == PLAIN or settings.device != "cpu",
             )
             for one in names
         }

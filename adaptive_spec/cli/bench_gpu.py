@@ -47,18 +47,18 @@ def bench_gpu(
     check_machine(dtype, None)
     if lack := missing(device):
         raise UnsupportedError(f"bench-gpu: no kernels here: {lack}; --paper needs no GPU")
+    settings = BenchSettings(
+        model=model,
+        suite=suite,
+        limit=limit,
+        dtypes=(dtype,),
+        policies=("plain", "fixed:16", "marginal"),
+        vary=(Vary.parse("kernels=auto,off"),),
+        device=str(device),
+    )
     with progress(quiet=True) as show:
         show("kernels", None)
         found = gpu.measured(device, getattr(torch, dtype))
-        settings = BenchSettings(
-            model=model,
-            suite=suite,
-            limit=limit,
-            dtypes=(dtype,),
-            policies=("fixed:16", "marginal"),
-            vary=(Vary.parse("kernels=auto,off"),),
-            device=str(device),
-        )
         decoded = run_bench(settings, show)
     if as_json:
         print(json.dumps({"device": in_use(device), "kernels": found, **decoded.as_dict()}))

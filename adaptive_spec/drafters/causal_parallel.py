@@ -12,6 +12,7 @@ Legend: R requests, D depths, H hidden, C candidates of a depth, M nodes expande
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -203,8 +204,11 @@ class CausalParallelDrafter:
         """Trees for all; where one request spoils the forward, the others draft alone."""
         deepest = max(draft.plan.depth for draft in drafts)
         hidden = self._forward(drafts)[:, :deepest]
+        climbed = None
         if self._lattice is not None and not self.wants_moments:
-            sound = self._climb(drafts, hidden, self._lattice)
+            climbed = self._tried(drafts, hidden, self._lattice)
+        if climbed is not None:
+            sound = climbed
         elif sound := (depths := self._look(drafts, hidden)) is not None:
             self._grow(drafts, partial(self._expand, depths=depths))
             if self.wants_moments:
@@ -213,6 +217,19 @@ class CausalParallelDrafter:
             self.memory.context.clear()
             for draft in drafts if len(drafts) > 1 else ():
                 self._draft([draft])
+
+    def _tried(
+        self, drafts: Sequence[_Draft], hidden: torch.Tensor, lattice: Lattice
+    ) -> bool | None:
+        """As ``_climb``; None if the kernels fail, which are then used no more."""
+        try:
+            return self._climb(drafts, hidden, lattice)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler or a driver raises
+            warnings.warn(f"drafts go on without kernels, they failed: {error}", stacklevel=2)
+            self._lattice = None
+            return None
 
     def _climb(self, drafts: Sequence[_Draft], hidden: torch.Tensor, lattice: Lattice) -> bool:
         """Trees within a lattice, those of requests that draw apart; False if not all is finite."""

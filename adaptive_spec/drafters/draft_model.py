@@ -98,12 +98,13 @@ class DraftModelDrafter:
         coupled: bool = True,
         slots: int = 512,
         candidates: int = 64,
+        kernels: bool = True,
     ) -> None:
         options = {"width": width, "siblings": siblings, "slots": slots, "candidates": candidates}
         for option, value in options.items():
             if value < 1:
                 raise ArgumentError(option, value, "at least 1")
-        self.target, self.reads_noise = Target(model), coupled
+        self.target, self.reads_noise = Target(model, kernels=kernels), coupled
         self._width, self._siblings = width, siblings
         self._candidates = max(candidates, siblings, 2)
         facts = self.target.architecture

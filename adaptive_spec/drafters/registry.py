@@ -51,7 +51,7 @@ def _draft_model(
     sizes = [one.get_output_embeddings().weight.shape[0] for one in (context.target, model)]
     pairing.check_pairing(context.tokenizer(), tokenizer, *sizes)
     known = {name: options[name] for name in ("width", "siblings") if name in options}
-    drafter = module.DraftModelDrafter(model, coupled=coupled, **known)
+    drafter = module.DraftModelDrafter(model, coupled=coupled, kernels=context.kernels, **known)
     import_module("adaptive_spec.selfcheck").self_check(drafter.target)
     return cast(Drafter, drafter)
 

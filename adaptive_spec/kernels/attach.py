@@ -81,6 +81,11 @@ class TreeKernels:
         """Make the layout of the next forward."""
         self.layout = self._layouts.lay(pool, batch)
 
+    @property
+    def applies(self) -> bool:
+        """The model attends by the function that this one stands in for."""
+        return self._pointed.applies
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Attend by the kernel."""
@@ -133,11 +138,29 @@ def attend(
 
     layout = attention_mask.kernels.layout
     assert layout is not None
+    _check(query, key, value, layout.group)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = attention_mask.window
     with on(query):
         out = tree_attention(query[0], key[0], value[0], layout, scale=scale, window=window)
     return out[None], None
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: int) -> None:
+    """What the kernel takes for granted; a config may say otherwise than the tensors."""
+    found = query.shape[1] // key.shape[1]
+    if found > group:  # fewer leave lanes idle, more leave rows unwritten
+        raise UnsupportedError(
+            f"the attention kernel: {found} query heads per key head, not {group}"
+        )
+    if not query.shape[-1] == key.shape[-1] == value.shape[-1]:
+        raise UnsupportedError("the attention kernel: keys and values differ in size")
+    if not query.dtype == key.dtype == value.dtype:
+        raise UnsupportedError("the attention kernel: queries, keys and values differ in dtype")
+    if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+        raise UnsupportedError(
+            "the attention kernel: heads whose numbers are not next to each other"
+        )
 
 
 AttentionInterface.register(NAME, attend)

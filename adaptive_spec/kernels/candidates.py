@@ -180,7 +180,8 @@ def _children(
     for best in range(BEST):
         first = tl.max(logq, 0)
         leader = tl.min(tl.where(logq == first, lane, COUNT), 0)
-        tl.store(chance + node * BEST + best, tl.minimum(first, 0.0))
+        certain = tl.where(first == first, tl.minimum(first, 0.0), float("-inf"))  # NaN: no child
+        tl.store(chance + node * BEST + best, certain)
         tl.store(tokens + node * BEST + best, tl.sum(tl.where(lane == leader, token, 0), 0))
         logq = tl.where(lane == leader, float("-inf"), logq)
 

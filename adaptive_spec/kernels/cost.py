@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from adaptive_spec.kernels.layout import LEAST_LANES, MOST_LANES, WORD
+from adaptive_spec.kernels.layout import LEAST_LANES, MOST_LANES, WORD, splits_of
 from adaptive_spec.profilers.hardware import Peaks
 from adaptive_spec.types import Architecture
 
@@ -53,6 +53,9 @@ def by_kernel(facts: Architecture, requests: int, nodes: int, context: int) -> C
     words = ceil(part / WORD)
     read = tiles * keys * facts.kv_heads * (2 * facts.head_dim * WIDTH + 4)
     own = rows * (2 * facts.heads * facts.head_dim * WIDTH + 4 * words * facts.kv_heads)
+    splits = splits_of(tiles * facts.kv_heads, context)
+    if splits > 1:  # float32 sums of every split are written and read
+        own += 2 * 4 * splits * rows * facts.heads * (facts.head_dim + 2)
     flops = 4.0 * tiles * lanes * facts.kv_heads * keys * facts.head_dim
     return Cost(
         flops=facts.layers * flops,

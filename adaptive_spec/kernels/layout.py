@@ -29,6 +29,11 @@ ALIGNED = 4
 NOBODY = -1
 LEAST_LANES, MOST_LANES = 16, 64
 """A product of fewer lanes costs as much; of more, it leaves the registers."""
+BLOCK = 64
+"""Committed slots that a program looks at together."""
+PROGRAMS = 264
+"""Programs that long contexts are split for: two per multiprocessor of a large GPU."""
+MOST_SPLITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class Layout:
     """Rows of the largest part."""
     longest: int
     """Committed tokens of the longest request."""
+    group: int
+    """Query heads per key head that tiles are cut for."""
 
 
 class Layouts:
@@ -81,11 +88,11 @@ class Layouts:
         if pool is not self._pool:
             self._pool, self._rows, self._known = pool, {}, {}
         owners = [part.owner for part in batch.parts]
-        places, news = self._follow(pool, owners)
+        places, news, lengths = self._follow(pool, owners)
         rows, starts = len(batch.tokens), batch.starts.tolist()
         slots, positions = batch.slots.tolist(), batch.positions[: len(batch.slots)].tolist()
         parts = [
-            [self._rows[owner], self._known[owner], start, end - start, end]
+            [self._rows[owner], lengths[owner], start, end - start, end]
             for owner, (start, end) in zip(owners, pairwise(starts), strict=True)
         ]
         if rows > len(slots):  # rows of nobody see the first row's slot
@@ -103,6 +110,7 @@ class Layouts:
         ]
         uploaded = self._upload([*pieces, bits])
         self._table.view(-1).index_copy_(0, uploaded[0].long(), uploaded[1])
+        self._known.update(lengths)  # only now: an upload may fail, and the step is tried again
         return Layout(
             context=self._table,
             parts=uploaded[2],
@@ -114,7 +122,8 @@ class Layouts:
             bits=uploaded[8],
             lanes=lanes,
             widest=widest,
-            longest=max(self._known[owner] for owner in owners),
+            longest=max(lengths.values()),
+            group=self._group,
         )
 
     def _lanes(self, rows: int) -> int:
@@ -122,8 +131,10 @@ class Layouts:
         wanted = max(min(rows * self._group, MOST_LANES), LEAST_LANES, self._group)
         return int(1 << (wanted - 1).bit_length())
 
-    def _follow(self, pool: SlotPool, owners: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Where in the table new slots of ``owners`` go, and the slots."""
+    def _follow(
+        self, pool: SlotPool, owners: Sequence[int]
+    ) -> tuple[list[int], list[int], dict[int, int]]:
+        """Where in the table new slots of ``owners`` go, the slots, and how many each then has."""
         for owner in [one for one in self._rows if one not in pool]:
             del self._rows[owner], self._known[owner]
         free = iter(sorted(set(range(len(self._rows) + len(owners))) - set(self._rows.values())))
@@ -133,13 +144,14 @@ class Layouts:
         longest = max(len(pool.slots(owner)) for owner in owners)
         self._hold(max(self._rows.values()) + 1, longest)
         width, places, news = self._table.shape[1], list[int](), list[int]()
+        lengths: dict[int, int] = {}
         for owner in owners:
             slots, known = pool.slots(owner), self._known[owner]
             first = self._rows[owner] * width
             places.extend(range(first + known, first + len(slots)))
             news.extend(slots[known:])
-            self._known[owner] = len(slots)
-        return places, news
+            lengths[owner] = len(slots)
+        return places, news, lengths
 
     def _hold(self, rows: int, width: int) -> None:
         """Grow the table by doubling."""
@@ -166,6 +178,12 @@ class Layouts:
             whole[at : at + piece.size].view(piece.shape)
             for piece, at in zip(pieces, first.tolist(), strict=False)
         ]
+
+
+def splits_of(programs: int, longest: int) -> int:
+    """Splits that fill the GPU, but no more than there are blocks to split."""
+    most = min(PROGRAMS // max(programs, 1), longest // (2 * BLOCK), MOST_SPLITS)
+    return 1 << max(most.bit_length() - 1, 0)
 
 
 def _tiles(starts: Sequence[int], size: int) -> list[tuple[int, int]]:

@@ -18,18 +18,13 @@ import torch
 import triton
 import triton.language as tl
 
-from adaptive_spec.kernels.layout import WORD, Layout
+from adaptive_spec.kernels.layout import BLOCK, WORD, Layout, splits_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 EVERYTHING = 1 << 30
 """A window that leaves nothing out."""
-BLOCK = 64
-"""Committed slots that a program looks at together."""
 NARROW = 256
 """Bytes of a key with which a whole block still fits into any GPU's shared memory."""
-PROGRAMS = 264
-"""Programs that long contexts are split for: two per multiprocessor of a large GPU."""
-MOST_SPLITS = 32
 WIDEN = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 """Multiply in float32: Triton's interpreter takes the bits of bfloat16 for integers. Products of
 half-precision numbers are exact in float32, so nothing else changes."""
@@ -205,7 +200,7 @@ def tree_attention(
     heads, rows, size = query.shape
     kv_heads = key.shape[0]
     group = heads // kv_heads
-    splits = splits or _splits(len(layout.tiles) * kv_heads, layout.longest)
+    splits = splits or splits_of(len(layout.tiles) * kv_heads, layout.longest)
     if out is None:
         out = query.new_empty((rows, heads, size))
     space = (splits, rows, heads) if splits > 1 else (0,)
@@ -250,9 +245,3 @@ def tree_attention(
         places = rows * heads
         _add_up[(places,)](partial, summary, out, places, SIZE=size, WIDE=wide, SPLITS=splits)
     return out
-
-
-def _splits(programs: int, longest: int) -> int:
-    """Splits that fill the GPU, but no more than there are blocks to split."""
-    most = min(PROGRAMS // max(programs, 1), longest // (2 * BLOCK), MOST_SPLITS)
-    return 1 << max(most.bit_length() - 1, 0)

@@ -97,6 +97,16 @@ def test_children_ignore_what_is_not_theirs() -> None:
     assert close(got.chance, want.chance)
 
 
+def test_a_query_that_is_not_finite_gives_no_children() -> None:
+    heat = torch.ones(2)
+    found = reference.candidates(scores(2, 100, 3), heat, 4)
+    place, query = torch.tensor([0, 1], dtype=torch.int32), torch.ones(2, 3)
+    query[0, 1] = torch.nan
+    got = kernels.children(place, query, torch.ones(2, 2), found, torch.ones(100, 3), heat, 2)
+    assert torch.isneginf(got.chance[0]).all()
+    assert torch.isfinite(got.chance[1]).all()
+
+
 def test_a_child_of_another_place_would_show() -> None:
     """The negative control of the two tests above."""
     heat = torch.ones(2)
