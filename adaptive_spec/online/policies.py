@@ -143,8 +143,8 @@ class CostAware:
     """What a former trial counts for after each further one."""
     PRIOR_GAIN, PRIOR_SPREAD = 0.03, 0.03
     """What a trial is believed to bring before there was any, in draft tokens per tree."""
-    BACK = 0.25
-    """Share of a fall that a trial is believed to win back."""
+    BACK: ClassVar[dict[str, float]] = {"full": 0.25, "corrector": 0.05, "calibrator": 0.02}
+    """Share of a fall that a trial is believed to win back: the corrector reads no states."""
     STEPS: ClassVar[dict[str, float]] = {"full": 40.0, "corrector": 2.0, "calibrator": 1.0}
     """What a trial is believed to cost then, in decoding steps."""
     FADE = 600.0
@@ -179,8 +179,8 @@ class CostAware:
         if view.tokens_per_second <= 0 or view.trees_per_second <= 0:
             return None
         if fell := (lost := self._fallen(view)) > 0:
-            hope = max(self.BACK * lost, self.PRIOR_GAIN)
             for arm, record in self._records.items():
+                hope = max(self.BACK[arm] * lost, self.PRIOR_GAIN)
                 self._records[arm] = _Record(
                     cost=record.cost, hope=hope, wait=self.FIRST, asked=view.trees
                 )
