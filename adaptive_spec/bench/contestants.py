@@ -25,9 +25,9 @@ from adaptive_spec.types import Plan
 PLAIN = "plain"
 PEERS = ("hf", "hf-prompt-lookup:N")
 BEST = "best:"
+"""Before the name of a family of contestants: ``best:fixed`` is the best fixed budget."""
 PLAIN_VARIES = ("kernels",)
 """What changes plain decoding as well."""
-"""Before the name of a family of contestants: ``best:fixed`` is the best fixed budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
     found = [Contestant(PLAIN, PLAIN, None, _without_log(base, PLAIN, base.drafter))]
     policies = settings.policies or (base.policy,)
     drafters = settings.drafters or (base.drafter,)
-    keys = [vary.key for vary in settings.vary]
+    plain_varies = any(vary.key in PLAIN_VARIES for vary in settings.vary)
     factors = [[f"{vary.key}={value}" for value in vary.values] for vary in settings.vary]
     _check_keys(settings, base)
     _check_names(settings, base)
@@ -88,7 +88,7 @@ def contestants(settings: BenchSettings) -> list[Contestant]:
         name = f"{policy}/{drafter}" if len(drafters) > 1 else policy
         name += f"[{','.join(varied)}]" if varied else ""
         config = _without_log(config, policy, drafter)
-        if policy != PLAIN or any(key in PLAIN_VARIES for key in keys):
+        if policy != PLAIN or plain_varies:
             found.append(Contestant(name, policy, drafter, config))
     found.extend(_peer(name) for name in settings.peers)
     if settings.baseline is not None and not baseline(settings.baseline, found):

@@ -86,7 +86,7 @@ class Drift:
         spread = wanted - wanted.mean(dim=-1, keepdim=True)
         if not float((found - wanted).norm()) < OFF * float(spread.norm()):  # NaN as well
             self.end()
-            raise UnsupportedError(f"{self._name}: another basis changes what the target computes")
+            raise _refused(self._model, "another basis changes what the target computes")
 
     def scale(self, acceptance: Callable[[], float]) -> tuple[float, float, float]:
         """Turn until a head's acceptance length falls by a share within ``WANTED``, as nearly as
@@ -117,10 +117,6 @@ class Drift:
         for weight, before in self._before:
             weight.copy_(before)
         self._before.clear()
-
-    @property
-    def _name(self) -> str:
-        return f"stream:target-drift on {self._model.config.model_type}"
 
     def _put(self, weight: torch.Tensor, value: torch.Tensor) -> None:
         self._before.append((weight, weight.detach().clone()))
@@ -158,13 +154,16 @@ def _weights(
             if isinstance(module, torch.nn.Linear)
         }
         if set(linear) != wanted or any(linear[name].bias is not None for name in WRITERS):
-            kind = model.config.model_type
-            raise UnsupportedError(f"stream:target-drift on {kind}: layers unlike Llama's")
+            raise _refused(model, "layers unlike Llama's")
         for norm, names in READERS.items():
             readers.append((getattr(layer, norm).weight, [linear[name].weight for name in names]))
         writers += [linear[name].weight for name in WRITERS]
     readers.append((model.get_decoder().norm.weight, [model.get_output_embeddings().weight]))
     return readers, writers
+
+
+def _refused(model: Any, why: str) -> UnsupportedError:
+    return UnsupportedError(f"stream:target-drift on {model.config.model_type}: {why}")
 
 
 def _turn(planes: torch.Tensor, angle: float) -> torch.Tensor:

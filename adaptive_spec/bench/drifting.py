@@ -6,13 +6,14 @@ policy nor the texts differ between two measurements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 
 from adaptive_spec import prompts
+from adaptive_spec.bench.decoding import Batch, Ours, Threads
 from adaptive_spec.bench.drift import RANK, Drift, ordinary, perplexity
 from adaptive_spec.bench.stream_prompts import KINDS
 from adaptive_spec.budget_log import NullLog
@@ -57,7 +58,8 @@ class Drifting:
             if isinstance(drafter, CausalParallelDrafter)
         }
         asked = islice(KINDS[kind](OTHER), PROMPTS)
-        self._prompts = [prompts.encode(tokenizer, text, raw) for text in asked]
+        ids = [tuple(prompts.encode(tokenizer, text, raw)[0].tolist()) for text in asked]
+        self._batches = [Batch(n, (str(n),), (one,), (0,)) for n, one in enumerate(ids)]
         self._before = self._after = 0.0
 
     def begin(self) -> dict[str, Any]:
@@ -101,15 +103,9 @@ class Drifting:
         config = {"policy": POLICY, "self_check": False}
         tokens = steps = 0
         with AdaptiveDecoder(self._model, config, drafter=drafter, log=NullLog()) as decoder:
-            for session in self._sessions(decoder):
-                tokens += len(session.generated)
-                steps += session.stats.steps
+            alone = Ours(decoder, Threads(torch.get_num_threads()))
+            for batch in self._batches:
+                run = alone.run(batch, "drift", {"max_new_tokens": TOKENS})
+                tokens += sum(map(len, run.tokens))
+                steps += run.steps or 0
         return tokens / max(steps, 1)
-
-    def _sessions(self, decoder: AdaptiveDecoder) -> Iterator[Any]:
-        for number, ids in enumerate(self._prompts):
-            row = torch.as_tensor(ids).to(self._model.device).view(1, -1)
-            with decoder.start(row, request_id=f"drift/{number}", max_new_tokens=TOKENS) as session:
-                while not session.finished:
-                    decoder.step([session])
-            yield session

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from adaptive_spec.kernels.layout import LEAST_LANES, MOST_LANES, WORD, splits_of
+from adaptive_spec.kernels.layout import MOST_LANES, WORD, lanes_of, splits_of
 from adaptive_spec.profilers.hardware import Peaks
 from adaptive_spec.types import Architecture
 
@@ -47,8 +47,7 @@ def by_kernel(facts: Architecture, requests: int, nodes: int, context: int) -> C
     """Attention of all layers by ``kernels.tree_attention``."""
     group, part = facts.heads // facts.kv_heads, 1 + nodes
     rows, keys = requests * part, context + part
-    wanted = max(min(part * group, MOST_LANES), LEAST_LANES, group)
-    lanes = 1 << (wanted - 1).bit_length()
+    lanes = lanes_of(part, group)
     tiles = requests * ceil(part / (lanes // group))
     words = ceil(part / WORD)
     read = tiles * keys * facts.kv_heads * (2 * facts.head_dim * WIDTH + 4)

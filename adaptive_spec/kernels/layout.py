@@ -99,7 +99,7 @@ class Layouts:
             parts.append([0, 0, len(slots), 1, rows])
             starts = [*starts, rows]
         widest = int(np.diff(starts).max())
-        lanes = self._lanes(widest)
+        lanes = lanes_of(widest, self._group)
         tiles = _tiles(starts, lanes // self._group)
         carried = [batch.tokens[: len(slots)], parents(batch)]
         tree = [slots + slots[:1], positions + positions[:1]]
@@ -125,11 +125,6 @@ class Layouts:
             longest=max(lengths.values()),
             group=self._group,
         )
-
-    def _lanes(self, rows: int) -> int:
-        """As few as hold the largest part, within bounds."""
-        wanted = max(min(rows * self._group, MOST_LANES), LEAST_LANES, self._group)
-        return int(1 << (wanted - 1).bit_length())
 
     def _follow(
         self, pool: SlotPool, owners: Sequence[int]
@@ -178,6 +173,12 @@ class Layouts:
             whole[at : at + piece.size].view(piece.shape)
             for piece, at in zip(pieces, first.tolist(), strict=False)
         ]
+
+
+def lanes_of(rows: int, group: int) -> int:
+    """Lanes of a tile: as few as hold the largest part, within bounds."""
+    wanted = max(min(rows * group, MOST_LANES), LEAST_LANES, group)
+    return int(1 << (wanted - 1).bit_length())
 
 
 def splits_of(programs: int, longest: int) -> int:
