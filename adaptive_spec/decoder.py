@@ -116,7 +116,8 @@ class Decoder:
 
     def _step(self, sessions: Sequence[Session]) -> list[list[int]]:
         laps, group, high_water = Laps(self.clock), next(self._groups), self._pool.high_water
-        shares = [Share(s, s.features(len(sessions), high_water)) for s in sessions]
+        known = len(sessions), high_water, getattr(self.learner, "generation", 0)
+        shares = [Share(session, session.features(*known)) for session in sessions]
         room = max(self._pool.free - len(shares), 0)
         self.deciding.plan(shares)
         drafts = self._draft(shares, room, laps)

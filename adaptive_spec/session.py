@@ -95,7 +95,7 @@ class Session:
         """Tokens that may still be emitted."""
         return self.rules.stopping.cap - (len(self.tokens) - self.prompt_length)
 
-    def features(self, packed: int, pool_slots: int) -> Features:
+    def features(self, packed: int, pool_slots: int, generation: int = 0) -> Features:
         """What controllers may know."""
         return Features(
             request=self.id,
@@ -106,6 +106,7 @@ class Session:
             temperature=self.rules.sampler.temperature,
             packed=packed,
             pool_slots=pool_slots,
+            generation=generation,
         )
 
     def step(self) -> list[int]:

@@ -61,6 +61,8 @@ class Features:
     """Requests that share this forward."""
     pool_slots: int
     """High-water mark of the slot pool before this step: attention reads at least that many."""
+    generation: int = 0
+    """Another one wherever the draft head has become another head (``online``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class Adaptive(ABC):
         twice, of a request that is gone, or without a token."""
         self._courses: dict[str, Course] = {}
         self._probes, self._last = TimeProbes(), Course(GoingRate(horizon))
-        self._crew, self._both = Crew(), False
+        self._crew, self._both, self._generation = Crew(), False, 0
         """``_both``: some drafters run a model, and some do not."""
         self._drafters: dict[bool, tuple[str, ...]] = {}
         """Names as last asked, by whether models were; their price is the latency model's."""
@@ -71,7 +71,17 @@ class Adaptive(ABC):
         """
 
     def plan(self, requests: Sequence[Features], latency: Latency) -> Sequence[Plan]:
+        if requests and requests[0].generation != self._generation:
+            self._generation = requests[0].generation
+            self._renew()
         return [self._plan(features) for features in requests]
+
+    def _renew(self) -> None:
+        """The head that drafts is another one: resting ends, and evidence against it."""
+        self._crew.renew()
+        for course in (*self._courses.values(), self._last):
+            if not course.guard.on:
+                course.guard = Guard()
 
     def _plan(self, features: Features) -> Plan:
         course = self._course(features.request)

@@ -123,6 +123,12 @@ class Crew:
         self._begin(min(REST << self._dismissals, LONGEST_PAUSE))
         self._dismissals = min(self._dismissals + 1, 8)
 
+    def renew(self) -> None:
+        """Models are others now: they are asked again, and what they lost before says little."""
+        self._weight, self._sum, self._dismissals = 0.0, 0.0, 0
+        self.prefers_models, self._pause = True, PAUSE
+        self._begin(PAUSE)
+
     def _judge(self) -> None:
         """A look and what lies around it are complete."""
         near, look = self._near, self._look

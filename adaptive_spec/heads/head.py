@@ -191,6 +191,20 @@ class Head(nn.Module):
         bias = None if query is None else self.corrector.bias(query)
         return scores if bias is None else scores + bias
 
+    def both_logits(
+        self, hidden: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``logits`` of slots [..., H] without and with their branches' states [..., size]; one run
+        of the output layer where the corrector only adds a bias to the scores."""
+        query = self.corrector.query(state, self.corrector.gates(hidden.to(state.dtype)))
+        plain = self.logits(hidden)
+        if query is None:
+            return plain, plain
+        if self.corrector.shift(query) is not None:
+            return plain, self.logits(hidden, state)
+        bias = self.corrector.bias(query)
+        return plain, plain if bias is None else plain + bias
+
     def keys(self) -> torch.Tensor:
         """[V, r] what draft tokens answer to a corrector's query, in the head's dtype."""
         return self.corrector.keys(self.output, self.norm.weight.detach())

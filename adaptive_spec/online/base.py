@@ -42,6 +42,8 @@ class Learner(Protocol):
     """Version of the draft head in use, for the log."""
     arm: str | None
     """What the last ``between_steps`` did, for the log."""
+    generation: int
+    """Another one wherever the whole head was changed, for the controllers."""
 
     def observe(self, feedback: Sequence[Feedback]) -> None:
         """Buffer what is worth keeping; copy what must outlive this call."""
@@ -65,6 +67,7 @@ class NoUpdate:
 
     head_version: str | None = None
     arm: str | None = None
+    generation = 0
 
     def observe(self, feedback: Sequence[Feedback]) -> None:
         return None

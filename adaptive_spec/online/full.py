@@ -160,14 +160,14 @@ class FullArm:
         """KL to the target (up to a constant) over its likeliest tokens and the remaining mass,
         slots weighed by how likely the tokens before them are to be accepted."""
         said = answers(learner, batch)
-        scores = learner.logits(said.hidden[batch.valid], said.states[batch.valid])
-        chances = _log_chances(scores)
+        hidden, states = said.hidden[batch.valid], said.states[batch.valid]
+        plain, corrected = learner.both_logits(hidden, states)
+        chances = _log_chances(corrected)
         weight = _weights(learner, chances, batch)
         loss = (weight * _divergence(learner, chances, batch)).sum() / weight.sum()
-        if learner.config.corrector == "none":
+        if corrected is plain:
             return loss
-        plain = _log_chances(learner.logits(said.hidden[batch.valid]))
-        before = (weight * _divergence(learner, plain, batch)).sum() / weight.sum()
+        before = (weight * _divergence(learner, _log_chances(plain), batch)).sum() / weight.sum()
         return loss + self._base * before
 
 

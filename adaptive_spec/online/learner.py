@@ -19,12 +19,13 @@ import torch
 
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
 from adaptive_spec.errors import UnsupportedError
+from adaptive_spec.online.alarm import Stretches
 from adaptive_spec.online.arms import CalibratorArm, CorrectorArm
 from adaptive_spec.online.base import Feedback
 from adaptive_spec.online.full import FullArm
 from adaptive_spec.online.going import Trial
 from adaptive_spec.online.lessons import Lessons
-from adaptive_spec.online.noting import answer, lessons_of
+from adaptive_spec.online.noting import answer, lessons_of, overconfidence
 from adaptive_spec.online.pace import Pace
 from adaptive_spec.online.passages import Passages
 from adaptive_spec.online.policies import Opinion, UpdateRule
@@ -37,6 +38,10 @@ FAILURES = 3
 SPARSE = 16
 """Where learning brings nothing, one tree in so many gives lessons, and one request in so many is
 watched for its text: watching costs time as well."""
+ASKED = 4
+"""One tree in so many is asked whether the head knew how sure to be."""
+NEW = 512
+"""Positions of texts that are of the new time when a change is seen: it takes some to be seen."""
 RECENT = 1024
 """Requests that are remembered."""
 MAKERS: Mapping[str, Callable[[CausalParallelDrafter, Lessons, Passages], Arm]] = {
@@ -86,7 +91,7 @@ class HeadLearner:
         if not self._arms:
             raise UnsupportedError(why)
         needs = {arm.needs_passages for arm in self._arms.values()}
-        drafter.wants_moments = False in needs
+        drafter.wants_moments = False in needs or getattr(rule, "several", True)
         drafter.passages = self.passages = passages if True in needs else None
         self.updates = self.trials = self._trees = self._failures = self._version = 0
         self.seconds = 0.0
@@ -96,11 +101,12 @@ class HeadLearner:
         )  # tokens after which an update paid for itself
         self._sparse, self._luck = getattr(rule, "sparse", 1), random.Random(0)
         self._requests: dict[str, bool] = {}  # the newest ones, and whether their text is watched
-        self._pace, self._review = Pace(), Review()
+        self._pace, self._review, self._stretches = Pace(), Review(), Stretches()
         self._asked = 0  # trees there were when the rule was asked last
         self._trial: Trial | None = None
         self.arm: str | None = None
         self.head_version: str | None = "0"
+        self.generation = 0
 
     @property
     def off(self) -> bool:
@@ -111,6 +117,7 @@ class HeadLearner:
     def observe(self, feedback: Sequence[Feedback]) -> None:
         """Keep the lessons of a step's trees; a request without a draft gives none."""
         self._pace.step(self._clock(), feedback)
+        sure: dict[str, float] = {}
         for one in feedback:
             self._trees += 1
             self._review.tree(len(one.path) - 1)
@@ -119,8 +126,13 @@ class HeadLearner:
             if self.passages is not None and self._watched(one.request):
                 answer(self.passages, one)
             moment = self._drafter.moments.pop(one.request, None)
-            if moment is not None and self._one_in_many():
+            if moment is None:
+                continue
+            if self._luck.random() * ASKED < 1.0:
+                sure[one.request] = overconfidence(one, moment)
+            if self._one_in_many():
                 self.lessons.add(lessons_of(self._drafter.head, one, moment, self._trees))
+        self._stretches.observe(sure, {one.request for one in feedback})
 
     def _one_in_many(self) -> bool:
         return self._luck.random() * self._sparse < 1.0
@@ -143,14 +155,15 @@ class HeadLearner:
             self._asked = self._trees
             if (verdict := self._review.verdict()) is not None:
                 return self._reviewed(verdict)
-            opinion = self._rule.ask(self._pace.view(self._trees), list(self._arms))
-            self._pace.stretches.clear()
+            view = self._pace.view(self._trees, self._stretches.ended)
+            self._stretches.ended.clear()
+            opinion = self._rule.ask(view, list(self._arms))
             if opinion is None:
                 return None
-            if opinion.fell:
+            if opinion.anew:
                 self._begin_anew()
             if opinion.arm is None:
-                self._sparse = self._sparse if opinion.fell else min(2 * self._sparse, SPARSE)
+                self._sparse = self._sparse if opinion.anew else min(2 * self._sparse, SPARSE)
                 return self._record(opinion)
             arm = self._arms[opinion.arm]
             try:
@@ -188,8 +201,7 @@ class HeadLearner:
             faster = rate + found.gain * self._pace.trees_per_second
             self._paid.append(seconds / (1.0 / rate - 1.0 / faster))
         self._sparse = 1 if found.kept else min(2 * self._sparse, SPARSE)
-        # Of many trials those are kept that were lucky: only what is beyond the error counts.
-        self._rule.told(name, max(found.gain - found.error, 0.0) if found.kept else 0.0, seconds)
+        self._rule.told(name, found.gain if found.kept else 0.0, found.error, seconds)
         if self.off:
             found = replace(found, reason=f"{found.reason}; learning is off")
             self.close()
@@ -218,6 +230,7 @@ class HeadLearner:
         self._version += 1
         self.head_version = str(self._version)
         if by is None or by.needs_passages:
+            self.generation += 1
             self._drafter.refresh()
             self.lessons.clear()
         for arm in self._arms.values():
@@ -235,12 +248,13 @@ class HeadLearner:
             self._changed(None)
 
     def _begin_anew(self) -> None:
-        """What was learned from is of another time: forget it, and watch every tree again."""
+        """All but the newest of what is learned from is of another time: forget it, and watch every
+        tree again."""
         self._sparse = 1
         self._requests.clear()
         self.lessons.clear()
         if self.passages is not None:
-            self.passages.forget()
+            self.passages.forget(but=NEW)
 
     def _reviewed(self, verdict: Verdict) -> dict[str, Any]:
         """What an update did to decoding; undone if that was bad."""

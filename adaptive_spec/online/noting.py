@@ -67,6 +67,18 @@ def lessons_of(head: Head, feedback: Feedback, moment: Moment, number: int) -> B
     )
 
 
+def overconfidence(feedback: Feedback, moment: Moment) -> float:
+    """How much surer a head was of its best first guess than the target is of it: the difference of
+    two probabilities, 0 on average for a head that knows its target."""
+    scores = moment.scores[0].float() / moment.heat
+    highest, best = scores.max(dim=0)
+    total = np.logaddexp(float(scores.logsumexp(dim=0)), float(moment.rest[0]))
+    token = torch.as_tensor([[int(moment.tokens[0][int(best)])]], device=feedback.logits.device)
+    logits = feedback.logits[:1]
+    said = float(_chances(logits, logits.gather(1, token), moment.heat))
+    return float(np.exp(float(highest) - total)) - said
+
+
 def answer(passages: Passages, feedback: Feedback) -> None:
     """What the target said at the visited nodes, into the request's text."""
     rows = torch.from_numpy(feedback.path + 1).to(feedback.logits.device)

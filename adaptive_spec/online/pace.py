@@ -7,12 +7,6 @@ from collections.abc import Sequence
 from adaptive_spec.online.base import Feedback
 from adaptive_spec.online.policies import View
 
-STRETCH = 32
-"""Trees of one request whose acceptance is told as one number: trees of a text are alike, so single
-ones say less than they seem to."""
-OPEN = 256
-"""Requests whose present stretch is remembered."""
-
 
 class Pace:
     """Rates over time that was spent decoding, the last hundred steps counting most.
@@ -29,9 +23,6 @@ class Pace:
         self._seconds = self._steps = self._tokens = self._trees = self._whole = 0.0
         self._last = 0.0
         self._present: set[str] = set()
-        self._open: dict[str, tuple[int, int]] = {}
-        self.stretches: list[float] = []
-        """Draft tokens per tree of stretches that have ended; whoever reads them empties it."""
 
     def step(self, now: float, feedback: Sequence[Feedback]) -> None:
         """A step ended, with whatever came between it and the step before."""
@@ -46,30 +37,18 @@ class Pace:
             self._steps = self.KEEP * self._steps + 1.0
             self._tokens = self.KEEP * self._tokens + sum(len(one.tokens) for one in feedback)
             self._trees = self.KEEP * self._trees + len(feedback)
-        for one in feedback:
-            self._stretch(one.request, len(one.path) - 1)
         self._last, self._present = now, present
-
-    def _stretch(self, request: str, accepted: int) -> None:
-        trees, tokens = self._open.pop(request, (0, 0))
-        trees, tokens = trees + 1, tokens + accepted
-        if trees == STRETCH:
-            self.stretches.append(tokens / trees)
-            return
-        self._open[request] = trees, tokens
-        if len(self._open) > OPEN:
-            del self._open[next(iter(self._open))]
 
     @property
     def trees_per_second(self) -> float:
         return self._trees / self._seconds if self._seconds > 0 else 0.0
 
-    def view(self, trees: int) -> View:
+    def view(self, trees: int, overconfidence: Sequence[float] = ()) -> View:
         """For a rule, after so many verified trees."""
         return View(
             trees=trees,
             tokens_per_second=self._tokens / self._seconds if self._seconds > 0 else 0.0,
             trees_per_second=self.trees_per_second,
             seconds=self._whole,
-            stretches=tuple(self.stretches),
+            overconfidence=tuple(overconfidence),
         )

@@ -149,12 +149,15 @@ class Passages:
         while sum(one.size for one in self._ended) > self.capacity:
             del self._ended[0]
 
-    def forget(self) -> None:
-        """Nothing so far is to be learned from; of open texts the taps stay."""
-        self._ended.clear()
-        for text in self._open.values():
-            text.best = [torch.zeros_like(piece) for piece in text.best]
-            text.chance = [torch.zeros_like(piece) for piece in text.chance]
+    def forget(self, but: int = 0) -> None:
+        """Only the newest ``but`` positions are to be learned from; of open texts the taps stay."""
+        oldest = self._known - but
+        self._ended = [text for text in self._ended if text.times[-1][1] > oldest]
+        for text in (*self._ended, *self._open.values()):
+            if old := max((said for said, known in text.times if known <= oldest), default=0):
+                for name in ("best", "chance"):
+                    whole = text.whole(name)
+                    setattr(text, name, [torch.zeros_like(whole[:old]), whole[old:]])
 
     @property
     def bytes(self) -> int:

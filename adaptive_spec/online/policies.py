@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.online.alarm import Alarm
 from adaptive_spec.registry import Registry
 
 NEVER = "never"
@@ -35,9 +36,9 @@ class View:
     trees_per_second: float
     seconds: float
     """Of decoding so far; time without requests does not count."""
-    stretches: tuple[float, ...] = ()
-    """Draft tokens accepted per tree, in those stretches of requests that have ended since the rule
-    was asked last (``pace``)."""
+    overconfidence: tuple[float, ...] = ()
+    """Of the head, in those stretches of requests that have ended since the rule was asked last
+    (``alarm``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class Opinion:
     """Tokens per second."""
     expected_cost: float | None = None
     """Seconds of the trial."""
-    fell: bool = False
-    """Acceptance has fallen: what is remembered is of another time."""
+    anew: bool = False
+    """Text or target has changed: what is remembered is of another time."""
 
 
 class UpdateRule(Protocol):
@@ -69,8 +70,9 @@ class UpdateRule(Protocol):
         """What to try now, of ``arms``; None where there was nothing to decide."""
         ...
 
-    def told(self, arm: str, gain: float, seconds: float) -> None:
-        """What a trial brought: draft tokens per tree at least (0 if not kept), and its seconds."""
+    def told(self, arm: str, gain: float, error: float, seconds: float) -> None:
+        """What a trial brought: draft tokens per tree, 0 if it was not kept, with their standard
+        error, and what it took."""
         ...
 
 
@@ -89,7 +91,7 @@ class Every:
         self._last = view.trees
         return Opinion(arms[0], "scheduled")
 
-    def told(self, arm: str, gain: float, seconds: float) -> None:
+    def told(self, arm: str, gain: float, error: float, seconds: float) -> None:
         return None
 
 
@@ -119,13 +121,12 @@ class CostAware:
     to go on (``horizon`` None). A trial that brings nothing doubles the trees until its arm is
     asked about again.
 
-    Trials are paid from a purse, into which goes a small share of all decoding time and half of
-    what kept trials are thought to save: so a head that cannot be bettered costs ``SHARE``. A
-    sudden fall of what is accepted (a fast running mean over stretches of requests far below a slow
-    one) fills the purse for one trial of every arm, but with no more than ``RISK`` of all time so
-    far, makes former gains count no more, lets hope that a part of what was lost can be won back
-    and ends all waiting. That happens not twice within ``FADE`` seconds, and twice as long after
-    each that led to nothing: texts that are hard in turn look like it.
+    Trials are paid from a purse, into which goes a small share of all decoding time, and of every
+    kept trial half of what it is thought to save, but for ``LUCK`` standard errors: so a head that
+    cannot be bettered costs little more than ``SHARE``. A head that is suddenly surer of its
+    guesses than the target bears out (``alarm``) fills the purse for some trials of every arm, but
+    with no more than ``RISK`` of all time so far, makes former gains count no more, lets hope that
+    a part of what was lost can be won back and ends all waiting.
 
     Args:
         horizon: seconds of decoding still to come.
@@ -137,25 +138,26 @@ class CostAware:
     """Of decoding time, for trials whatever they bring."""
     BURST = 4.0
     """Trials of every arm that the purse has room for."""
-    FIRST, MOST = 32, 4096
-    """Trees between two questions about an arm, at first and at most."""
+    FIRST, MOST, POOR = 32, 4096, 256
+    """Trees between two questions about an arm, at first and at most; at most where only the purse
+    is in the way."""
     KEEP = 0.8
     """What a former trial counts for after each further one."""
     PRIOR_GAIN, PRIOR_SPREAD = 0.03, 0.03
     """What a trial is believed to bring before there was any, in draft tokens per tree."""
-    BACK: ClassVar[dict[str, float]] = {"full": 0.25, "corrector": 0.05, "calibrator": 0.02}
-    """Share of a fall that a trial is believed to win back: the corrector reads no states."""
+    BACK: ClassVar[dict[str, float]] = {"full": 0.5, "corrector": 0.05, "calibrator": 0.02}
+    """Share of a loss that a trial is believed to win back: the corrector reads no states."""
     STEPS: ClassVar[dict[str, float]] = {"full": 40.0, "corrector": 2.0, "calibrator": 1.0}
     """What a trial is believed to cost then, in decoding steps."""
     FADE = 600.0
-    """Seconds of decoding after which what a kept trial saves is believed in no more."""
-    FAST, SLOW, FALL = 1 / 32, 1 / 256, 3.5
-    """Rates of two running means of stretches, and the standard errors between them at which
-    something has changed."""
-    SEEN = 48
-    """Stretches before that is asked."""
-    RISK = 0.05
-    """Of all decoding time so far, what a fall may spend at most."""
+    """Seconds of decoding for which what a kept trial saves is believed in, at most; and in which
+    there is no second alarm."""
+    LUCK = 1.5
+    """Standard errors of a gain that are not paid for: of many trials the lucky ones are kept."""
+    AFTER = 3.0
+    """Trials of every arm that an alarm fills the purse for."""
+    RISK = 0.1
+    """Of all decoding time so far, what an alarm may spend at most."""
     several, sparse = True, 4
 
     def __init__(
@@ -168,56 +170,54 @@ class CostAware:
         self._horizon, self._margin, self.arms = horizon, margin, arms
         self._luck = np.random.default_rng(seed)
         self._records = {arm: _Record(hope=self.PRIOR_GAIN, wait=self.FIRST) for arm in arms}
-        self._purse = self._saved = self._seconds = 0.0
-        self._view: View | None = None
-        self._fast = self._slow = self._spread = 0.0
-        self._seen = 0
-        self._calm, self._pause = 0.0, self.FADE  # no fall counts before, and after the next one
+        self._purse = self._seconds = self._worth = 0.0
+        self._alarm = Alarm(self.FADE)
 
     def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
         self._earn(view)
         if view.tokens_per_second <= 0 or view.trees_per_second <= 0:
             return None
-        if fell := (lost := self._fallen(view)) > 0:
+        horizon = view.seconds if self._horizon is None else self._horizon
+        self._worth = min(horizon, self.FADE) * view.trees_per_second / view.tokens_per_second
+        if anew := (risen := self._alarm.risen(view.overconfidence, view.seconds)) > 0:
+            lost = risen * view.tokens_per_second / view.trees_per_second
             for arm, record in self._records.items():
                 hope = max(self.BACK[arm] * lost, self.PRIOR_GAIN)
                 self._records[arm] = _Record(
                     cost=record.cost, hope=hope, wait=self.FIRST, asked=view.trees
                 )
-            self._saved = 0.0
-            wanted = sum(self._cost(arm, view) for arm in arms)
+            wanted = self.AFTER * sum(self._cost(arm, view) for arm in arms)
             self._purse = max(self._purse, min(wanted, self.RISK * view.seconds))
         due = [a for a in arms if view.trees - self._records[a].asked >= self._records[a].wait]
         if not due:
-            words = "acceptance fell: former gains count no more"
-            return Opinion(None, words, fell=True) if fell else None
-        horizon = view.seconds if self._horizon is None else self._horizon
+            words = f"the head is surer by {risen:.2f} than the target bears out: all begins anew"
+            return Opinion(None, words, anew=True) if anew else None
         found = [self._judge(arm, view, horizon) for arm in due]
         for arm in due:
             self._records[arm].asked = view.trees
-        _, opinion = max(found, key=lambda one: one[0])
+        saved, opinion = max(found, key=lambda one: one[0])
         if opinion.arm is None:
             for arm in due:
-                self._back_off(arm)
-        return replace(opinion, fell=fell)
+                self._back_off(arm, self.MOST if saved < 0.0 else self.POOR)
+        return replace(opinion, anew=anew)
 
-    def told(self, arm: str, gain: float, seconds: float) -> None:
-        record = self._records[arm]
+    def told(self, arm: str, gain: float, error: float, seconds: float) -> None:
+        record, least = self._records[arm], max(gain - error, 0.0)
         record.weight = self.KEEP * record.weight + 1.0
-        record.gains = self.KEEP * record.gains + gain
-        record.squares = self.KEEP * record.squares + gain * gain
+        record.gains = self.KEEP * record.gains + least
+        record.squares = self.KEEP * record.squares + least * least
         record.cost = seconds if record.cost is None else 0.7 * record.cost + 0.3 * seconds
         record.hope += (1.0 - self.KEEP) * (self.PRIOR_GAIN - record.hope)
-        self._purse -= seconds
+        self._purse += 0.5 * max(gain - self.LUCK * error, 0.0) * self._worth - seconds
         if gain > 0:
-            self._pause = self.FADE
+            self._alarm.led_somewhere()
             record.wait = self.FIRST
-            self._saved += gain
         else:
-            self._back_off(arm)
+            self._back_off(arm, self.MOST)
 
     def _judge(self, arm: str, view: View, horizon: float) -> tuple[float, Opinion]:
-        """Seconds that a trial leaves over the horizon, and what to do about it."""
+        """Seconds that a trial leaves over the horizon (less than 0: too little; 0: it cannot be
+        paid), and what to do about it."""
         gain, cost = self._draw(arm), self._cost(arm, view)
         more = gain * view.trees_per_second
         saved = more * horizon / view.tokens_per_second
@@ -225,22 +225,17 @@ class CostAware:
         if saved <= self._margin * cost:
             return -np.inf, Opinion(None, f"{words}: too little", more, cost)
         if cost > self._purse:
-            return -np.inf, Opinion(None, f"{words}: the purse holds {self._purse:.2f}", more, cost)
+            return 0.0, Opinion(None, f"{words}: the purse holds {self._purse:.2f}", more, cost)
         return saved - cost, Opinion(arm, words, more, cost)
 
     def _earn(self, view: View) -> None:
         """Fill the purse for the time since the last question."""
         passed = max(view.seconds - self._seconds, 0.0)
         self._seconds = view.seconds
-        share = self.SHARE
-        if view.tokens_per_second > 0:
-            saves = self._saved * view.trees_per_second / view.tokens_per_second
-            share += 0.5 * min(saves, 0.5)
-        self._purse += share * passed
+        self._purse += self.SHARE * passed
         if view.trees_per_second > 0:  # what is saved up for years is not spent in an hour
             most = self.BURST * sum(self._cost(arm, view) for arm in self.arms)
             self._purse = min(self._purse, most)
-        self._saved *= float(np.exp(-passed / self.FADE))
 
     def _cost(self, arm: str, view: View) -> float:
         known = self._records[arm].cost
@@ -254,31 +249,9 @@ class CostAware:
         spread = self.PRIOR_SPREAD**2 + record.squares + record.hope**2 - count * mean**2
         return float(self._luck.normal(mean, np.sqrt(max(spread, 0.0)) / count))
 
-    def _back_off(self, arm: str) -> None:
-        self._records[arm].wait = min(2 * self._records[arm].wait, self.MOST)
-
-    def _fallen(self, view: View) -> float:
-        """Draft tokens per tree by which acceptance fell, if that counts, else 0."""
-        falls = [self._fell(accepted) for accepted in view.stretches]
-        if not any(falls) or view.seconds < self._calm:
-            return 0.0
-        self._calm, self._pause = view.seconds + self._pause, 2.0 * self._pause
-        return max(falls)
-
-    def _fell(self, accepted: float) -> float:
-        """How much less the last stretches accepted than those before, if that is no chance, else
-        0; then both means are equal."""
-        self._seen += 1
-        slow = max(self.SLOW, 1.0 / self._seen)
-        error = float(np.sqrt(self._spread * self.FAST / 2.0))
-        self._spread += slow * ((accepted - self._slow) ** 2 - self._spread)
-        self._slow += slow * (accepted - self._slow)
-        self._fast += max(self.FAST, 1.0 / self._seen) * (accepted - self._fast)
-        lost = self._slow - self._fast
-        if self._seen <= self.SEEN or lost <= self.FALL * error:
-            return 0.0
-        self._slow, self._seen = self._fast, int(1.0 / self.FAST)
-        return lost
+    def _back_off(self, arm: str, most: int) -> None:
+        record = self._records[arm]
+        record.wait = min(2 * record.wait, max(most, record.wait))
 
 
 class _Never:
@@ -288,7 +261,7 @@ class _Never:
     def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
         return None
 
-    def told(self, arm: str, gain: float, seconds: float) -> None:
+    def told(self, arm: str, gain: float, error: float, seconds: float) -> None:
         return None
 
 

@@ -1,0 +1,106 @@
+"""Whether a head has come to be wrong more often than it expects: text or target has changed.
+
+What is accepted says little about that, because texts differ by more than a changed target costs.
+A head that knows its target is as sure of its guesses as the target bears out, on easy and on hard
+text alike; so the signal is by how much it is surer (its overconfidence). On the shipped head means
+over eight trees differ from text to text by 0.07 around 0, and a target that was turned until a
+quarter of the tokens per forward were lost moves them by 0.21 (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+STRETCH = 8
+"""Trees of one request whose values make one: trees of a text are alike, so single ones say less
+than they seem to. What is over of short texts is put together."""
+REST = ""
+"""Name of what is over."""
+
+
+class Stretches:
+    """Means over stretches of one request each."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, list[float]] = {}
+        self.ended: list[float] = []
+        """Whoever reads them empties it."""
+
+    def observe(self, values: Mapping[str, float], present: Collection[str]) -> None:
+        """Values of requests, and all requests of the step."""
+        for gone in [name for name in self._open if name not in present and name != REST]:
+            self._add(REST, self._open.pop(gone))
+        for name, value in values.items():
+            self._add(name, [value])
+
+    def _add(self, name: str, values: list[float]) -> None:
+        found = [*self._open.pop(name, []), *values]
+        if len(found) >= STRETCH:
+            self.ended.append(float(np.mean(found)))
+        else:
+            self._open[name] = found
+
+
+class Alarm:
+    """Compares the newest stretches with those before them.
+
+    Args:
+        pause: seconds of decoding in which there is no second alarm; twice as long after each that
+            led to nothing.
+    """
+
+    NEW, MEMORY = 12, 256
+    """Stretches that are compared, and about how many of those before them are remembered."""
+    SEEN = 16
+    """Of those before, at least: their deviation is known by then."""
+    RISE = 3.5
+    """Standard errors between them at which something has changed."""
+
+    UNSURE = 8.0
+    """Stretches after which the deviation of those before is only known to within a factor."""
+
+    def __init__(self, pause: float) -> None:
+        self._first = self._pause = pause
+        self._calm = 0.0
+        self._new: deque[float] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._seen, self._mean, self._variance = 0, 0.0, 0.0
+
+    def risen(self, stretches: Sequence[float], seconds: float) -> float:
+        """By how much overconfidence has risen, if that counts, else 0.
+
+        Args:
+            stretches: that have ended since this was asked last. seconds: of decoding so far.
+        """
+        found = [self._risen(value) for value in stretches]
+        if not any(found) or seconds < self._calm:
+            return 0.0
+        self._calm, self._pause = seconds + self._pause, 2.0 * self._pause
+        return max(found)
+
+    def led_somewhere(self) -> None:
+        """Something was won since the last alarm."""
+        self._pause = self._first
+
+    def _risen(self, value: float) -> float:
+        self._new.append(value)
+        if len(self._new) <= self.NEW:
+            return 0.0
+        old = self._new.popleft()
+        self._seen += 1
+        rate = max(1.0 / self.MEMORY, 1.0 / self._seen)
+        off = old - self._mean
+        self._mean += rate * off
+        self._variance += rate * ((1.0 - rate) * off**2 - self._variance)
+        more = float(np.mean(self._new)) - self._mean
+        error = np.sqrt(self._variance * (1.0 / self.NEW + 1.0 / min(self._seen, self.MEMORY)))
+        unsure = 1.0 + self.UNSURE / self._seen
+        if self._seen < self.SEEN or more <= self.RISE * unsure * error:
+            return 0.0
+        self._begin()
+        return more
