@@ -51,7 +51,7 @@ class FullArm:
         head: Head,
         passages: Passages,
         *,
-        rate: float = 1e-4,
+        rate: float = 2e-4,
         steps: int = 8,
         windows: int = 4,
         anchors: int = 16,
