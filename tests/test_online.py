@@ -592,7 +592,7 @@ def test_lucky_trials_do_not_pay_for_themselves(error: float) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_texts_that_differ_raise_no_alarm(seed: int) -> None:
-    """Ten thousand stretches (nine hours), two of each text; the pause between alarms is left out."""
+    """Ten thousand stretches (nine hours), two of each text, and no pause between alarms."""
     luck, alarm = np.random.default_rng(seed), Alarm(0.0)
     texts = np.repeat(luck.normal(0.0, 0.06, 5000), 2) + luck.normal(0.0, 0.03, 10_000)
     alarms = [place for place, value in enumerate(texts) if alarm.risen([value], 0.0)]

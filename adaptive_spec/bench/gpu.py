@@ -6,7 +6,7 @@ Legend: R requests, M rows, S slots, d head size, P places, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import median
 from typing import Any
@@ -51,7 +51,14 @@ class Shape:
 
 SHAPES = tuple(
     Shape(requests, nodes, context)
-    for requests, nodes, context in ((1, 16, 1024), (1, 64, 8192), (8, 64, 1024), (8, 16, 8192))
+    for requests, nodes, context in (
+        (1, 16, 1024),
+        (1, 64, 8192),
+        (1, 256, 32768),
+        (8, 64, 1024),
+        (8, 16, 8192),
+        (64, 16, 1024),
+    )
 )
 
 
@@ -127,7 +134,18 @@ def _attention(
 
     about = {"requests": shape.requests, "nodes": shape.nodes, "context": shape.context}
     assert len(batch.tokens) == rows
-    return {"kernel": "tree attention", **about, **_compared(device, kernel, masks, repeats)}
+    found = _compared(device, kernel, masks, repeats)
+    return {"kernel": "tree attention", **about, **found, "paper_ms": _on_paper(shape)}
+
+
+def _on_paper(shape: Shape) -> dict[str, float]:
+    """Milliseconds that the kernel should take for one layer on each of ``GPUS``."""
+    facts = replace(
+        PAPER, layers=1, heads=shape.heads, kv_heads=shape.kv_heads, head_dim=shape.size
+    )
+    asked = cost.by_kernel(facts, shape.requests, shape.nodes, shape.context)
+    asked = replace(asked, uploaded=0.0)  # the layout lies ready
+    return {gpu: 1e3 * asked.seconds(published(gpu)) for gpu in GPUS}
 
 
 def _candidates(

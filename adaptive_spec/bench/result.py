@@ -36,6 +36,8 @@ class Row:
     """Speed relative to the named baseline, and its interval; only where one was named."""
     versus_low: float | None = None
     versus_high: float | None = None
+    kernels: bool | None = None
+    """Triton kernels attended until the end; None on a CPU, and for those that are not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class BenchResult:
         left_out = set() if self.memory else {"peak_memory_ratio"}
         if not self.baseline:
             left_out |= {"versus_baseline", "versus_low", "versus_high"}
+        if all(row.kernels is None for row in self.rows):
+            left_out |= {"kernels"}
         return [{k: v for k, v in asdict(row).items() if k not in left_out} for row in self.rows]
 
     def as_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 
 from adaptive_spec.bench.bundle import Bundle
 from adaptive_spec.bench.contestants import PLAIN, Contestant, baseline
-from adaptive_spec.bench.decoding import Batch, Decoded, Runner, Threads, runner
+from adaptive_spec.bench.decoding import Batch, Decoded, Ours, Runner, Threads, runner
 from adaptive_spec.bench.exactness import Comparison, Referee
 from adaptive_spec.bench.memory import Job, peak_bytes
 from adaptive_spec.bench.result import Row
@@ -191,4 +191,12 @@ class Turns:
             versus_baseline=against.value if against else None,
             versus_low=against.low if against else None,
             versus_high=against.high if against else None,
+            kernels=_kernels(self._runners[one.name]),
         )
+
+
+def _kernels(runner: Runner) -> bool | None:
+    """Whether a contestant ended on the kernels; None where there is no choice."""
+    if not isinstance(runner, Ours) or runner.decoder.target.device.type == "cpu":
+        return None
+    return runner.decoder.target.kernels is not None

@@ -95,8 +95,12 @@ def _measured(device: str, kernels: list[dict[str, Any]], decoded: BenchResult) 
             f"{row['kernel']} ({about}): {row['kernel_ms']:.3f} ms, torch {row['torch_ms']:.3f} ms "
             f"({row['ratio']:.2f}x), difference {row['difference']:.1e}"
         )
+        if on_paper := row.get("paper_ms"):
+            print("  on paper: " + ", ".join(f"{one} {ms:.3f} ms" for one, ms in on_paper.items()))
     for one in decoded.rows:
+        path = "kernels" if one.kernels else "masks"
         print(
-            f"{one.name}: {one.tokens_per_second:.1f} tokens/s, {one.speedup:.2f}x of plain "
-            f"({one.low:.2f} to {one.high:.2f}), {one.mismatches} texts differ"
+            f"{one.name} (ended on {path}): {one.tokens_per_second:.1f} tokens/s, "
+            f"{one.speedup:.2f}x of plain ({one.low:.2f} to {one.high:.2f}), "
+            f"{one.mismatches} texts differ"
         )

@@ -126,7 +126,7 @@ def candidates(logits: torch.Tensor, heat: torch.Tensor, count: int) -> Candidat
     """
     places, vocab = logits.shape
     device, chunks = logits.device, triton.cdiv(vocab, CHUNK)
-    keys = torch.full((places, chunks * count), LOWEST.value, dtype=torch.int64, device=device)
+    keys = torch.empty((places, chunks * count), dtype=torch.int64, device=device)
     sums = torch.empty((places, chunks, 3), dtype=torch.float32, device=device)
     _survey[(places, chunks)](
         logits, heat, keys, sums, logits.stride(0), vocab, chunks, COUNT=count, CHUNK=CHUNK

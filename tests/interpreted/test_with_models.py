@@ -149,3 +149,4 @@ def test_the_benchmark_compares_like_with_like() -> None:
     rows = measured(torch.device("cpu"), torch.float32, [shape], repeats=1)
     assert [row["kernel"] for row in rows] == ["tree attention", "candidates", "peaks"]
     assert all(row["difference"] < 1e-4 and row["kernel_ms"] > 0 for row in rows)
+    assert 0 < rows[0]["paper_ms"]["h100"] < rows[0]["paper_ms"]["l4"]
