@@ -79,10 +79,17 @@ class Readings(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in self.NAMES and not self._within_triton():
+        chosen = name in ("__getitem__", "__setitem__") and self._by_mask(args[1])
+        if (name in self.NAMES or chosen) and not self._within_triton():
             frame = sys._getframe(1)
             self.seen[f"{frame.f_code.co_filename.rpartition('/')[2]}:{name}"] += 1
         return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _by_mask(index: Any) -> bool:
+        """How many rows a mask of truths chooses is known on the device only."""
+        parts = index if isinstance(index, tuple) else (index,)
+        return any(isinstance(one, torch.Tensor) and one.dtype == torch.bool for one in parts)
 
     @staticmethod
     def _within_triton() -> bool:
