@@ -653,7 +653,7 @@ def test_stretches_are_of_one_request_and_what_is_over_is_put_together() -> None
     found.observe({"a": 1.0}, {"a", "b"})
     assert found.ended == [1.0]
     found.observe({"c": 0.5}, {"c"})  # b is gone after seven
-    found.observe({}, {"d"})
+    found.observe({"d": float("nan")}, {"d"})
     assert found.ended == [1.0, pytest.approx(0.5 / STRETCH)]
     assert not found._open
 

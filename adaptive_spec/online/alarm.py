@@ -30,11 +30,12 @@ class Stretches:
         """Whoever reads them empties it."""
 
     def observe(self, values: Mapping[str, float], present: Collection[str]) -> None:
-        """Values of requests, and all requests of the step."""
+        """Values of requests, those that are not finite left out, and all requests of the step."""
         for gone in [name for name in self._open if name not in present and name != REST]:
             self._add(REST, self._open.pop(gone))
         for name, value in values.items():
-            self._add(name, [value])
+            if np.isfinite(value):
+                self._add(name, [value])
 
     def _add(self, name: str, values: list[float]) -> None:
         found = [*self._open.pop(name, []), *values]
