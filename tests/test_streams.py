@@ -137,6 +137,13 @@ def test_a_stream_of_rules(folder: Path, settings: dict[str, Any], tmp_path: Pat
     assert learned.update_seconds > 0
     assert learned.identical == never.identical == never.requests  # float32
     assert len(seen) == len(result.courses[never.name].tokens) >= 4
+    courses = [result.courses[row.name] for row in (learned, never)]
+    late = [
+        sum(one.tokens[-(len(seen) // 4) :]) / sum(one.seconds[-(len(seen) // 4) :])
+        for one in courses
+    ]
+    assert learned.versus_never_last == pytest.approx(late[0] / late[1])
+    assert learned.last_low <= learned.versus_never_last <= learned.last_high
     before, after = result.facts["parts"]
     assert (before["first_batch"], before["drifted"], after["drifted"]) == (0, False, True)
     assert sum(result.courses[never.name].tokens) >= 100

@@ -66,6 +66,12 @@ class Record:
     def tokens_per_second(self) -> float:
         return float(self.tokens().sum() / self.seconds().sum())
 
+    def last(self, count: int) -> Record:
+        """Of the last ``count`` batches alone, at most all."""
+        first = max(self.batches - count, 0)
+        late = [(index - first, run) for index, run in self.decoded if index >= first]
+        return Record(self.batches - first, late)
+
     def acceptance_length(self) -> float | None:
         emitted = sum(len(text) for _, run in self.decoded for text in run.tokens)
         return _share([run.steps for _, run in self.decoded], emitted)

@@ -7,8 +7,8 @@ turns on every batch, so that noise hits all alike; what learning takes is part 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from adaptive_spec.bench.machine import machine
 from adaptive_spec.bench.settings import BenchSettings, unknown
 from adaptive_spec.bench.statistics import Record, speed_up
 from adaptive_spec.bench.stream_prompts import KINDS
+from adaptive_spec.bench.stream_result import Course, StreamResult, StreamRow, length
 from adaptive_spec.budget_log import NullLog
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.online.learner import HeadLearner
@@ -62,66 +63,6 @@ STREAMS: dict[str, Stream] = {
     "target-drift": Stream((Part("mixed", 0.2), Part("mixed", 0.8, drifted=True))),
     "adversarial": Stream((Part("mixed"),), plain=True, temperature=HOT),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class StreamRow:
-    """One contestant. Tokens per second and ratios count prefills and learning; the interval is a
-    90 % bootstrap over batches."""
-
-    name: str
-    tokens_per_second: float
-    versus_never: float
-    low: float
-    high: float
-    updates: int
-    """Trials that were kept."""
-    trials: int
-    update_seconds: float
-    break_even_tokens: float | None
-    """Tokens after which a kept update of median worth has paid for itself, by its own estimate."""
-    acceptance_length_first: float
-    """Of the first quarter of the batches; before the drift, where there is one."""
-    acceptance_length_last: float
-    """Of the last quarter."""
-    identical: int
-    """Requests whose text is the first contestant's (in reduced precision ties may fall apart)."""
-    requests: int
-    versus_plain: float | None = None
-    plain_low: float | None = None
-    plain_high: float | None = None
-
-
-@dataclass(slots=True)
-class Course:
-    """How one contestant got through the stream, batch by batch."""
-
-    tokens: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    updates: list[int] = field(default_factory=list)
-    """Kept so far."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamResult:
-    """All rows, and what they were measured on."""
-
-    rows: tuple[StreamRow, ...]
-    courses: dict[str, Course]
-    facts: dict[str, Any]
-    """Of the stream: parts with their batches, and what a drift did to the target."""
-    machine: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """What ``bench --json`` prints."""
-        courses = {name: asdict(course) for name, course in self.courses.items()}
-        return {
-            "rows": [asdict(row) for row in self.rows],
-            "stream": self.facts,
-            "courses": courses,
-            "machine": self.machine,
-        }
 
 
 def find_stream(suite: str) -> Stream:
@@ -326,6 +267,9 @@ class _Run:
     def _row(self, name: str, first: int) -> StreamRow:
         record, course = self._records[name], self._courses[name]
         versus = speed_up(record, self._records[self._first], self._settings.seed)
+        quarter = max(len(self._texts) // 4, 1)
+        late = (one.last(quarter) for one in (record, self._records[self._first]))
+        last = speed_up(*late, self._settings.seed)
         learner = self._runners[name].decoder.learner
         learned = learner if isinstance(learner, HeadLearner) else None
         row = StreamRow(
@@ -338,24 +282,15 @@ class _Run:
             trials=learned.trials if learned else 0,
             update_seconds=learned.seconds if learned else 0.0,
             break_even_tokens=learned.break_even() if learned else None,
-            acceptance_length_first=_length(course, slice(0, first)),
-            acceptance_length_last=_length(course, slice(-max(len(self._texts) // 4, 1), None)),
+            acceptance_length_first=length(course, slice(0, first)),
+            acceptance_length_last=length(course, slice(-quarter, None)),
             identical=self._same[name],
             requests=self._requests,
+            versus_never_last=last.value,
+            last_low=last.low,
+            last_high=last.high,
         )
         if not self._stream.plain:
             return row
         plain = speed_up(record, self._records[PLAIN], self._settings.seed)
         return replace(row, versus_plain=plain.value, plain_low=plain.low, plain_high=plain.high)
-
-
-def _length(course: Course, where: slice) -> float:
-    """Tokens per forward of a request."""
-    return sum(course.tokens[where]) / max(sum(course.steps[where]), 1)
-
-
-def progress_lines(result: StreamResult) -> Iterator[tuple[str, list[float], list[float]]]:
-    """Per contestant: tokens so far, and how fast they were written on average."""
-    for name, course in result.courses.items():
-        tokens = np.cumsum(course.tokens)
-        yield name, tokens.tolist(), (tokens / np.cumsum(course.seconds)).tolist()

@@ -18,11 +18,11 @@ from adaptive_spec.cli.output import progress
 
 if TYPE_CHECKING:
     from adaptive_spec.bench.settings import BenchSettings
-    from adaptive_spec.bench.streams import StreamResult
+    from adaptive_spec.bench.stream_result import StreamResult
 
 DATA, PICTURE = "stream.json", "throughput.png"
 COLUMNS = (
-    "tokens/s", "against never", "90 %", "kept", "tried", "learning", "accepted first", "last",
+    "tokens/s", "against never", "90 %", "last quarter", "kept", "tried", "learning", "accepted first", "last",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def stream(settings: BenchSettings, tokens: int, as_json: bool) -> None:
 
 def picture(title: str, result: StreamResult) -> bytes:
     """Cumulative throughput, every kept update marked, and acceptance length along the stream."""
-    from adaptive_spec.bench.streams import progress_lines
+    from adaptive_spec.bench.stream_result import progress_lines
     from adaptive_spec.pictures import Chart, charts
 
     speeds, marks, lengths = {}, {}, {}
@@ -104,6 +104,7 @@ def _table(result: StreamResult, out: str | None) -> None:
             f"{row.tokens_per_second:.2f}",
             f"{row.versus_never:.3f}x",
             f"{row.low:.3f} .. {row.high:.3f}",
+            f"{row.versus_never_last:.3f}x",
             str(row.updates),
             str(row.trials),
             f"{row.update_seconds:.1f} s",
@@ -121,5 +122,7 @@ def _table(result: StreamResult, out: str | None) -> None:
             f"the target changed: perplexity {before:.2f} -> {after:.2f}, texts that run in "
             f"circles {loops}"
         )
+        for name, share in drift.get("recovered", {}).items():
+            typer.echo(f"  {name}: {share:.0%} of the head's lost acceptance length is back")
     if out is not None:
         typer.echo(f"folder: {out}")
