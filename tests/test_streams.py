@@ -137,10 +137,10 @@ def test_a_stream_of_rules(folder: Path, settings: dict[str, Any], tmp_path: Pat
     assert learned.update_seconds > 0
     assert learned.identical == never.identical == never.requests  # float32
     assert len(seen) == len(result.courses[never.name].tokens) >= 4
-    courses = [result.courses[row.name] for row in (learned, never)]
+    quarter = len(seen) // 4
     late = [
-        sum(one.tokens[-(len(seen) // 4) :]) / sum(one.seconds[-(len(seen) // 4) :])
-        for one in courses
+        sum(one.tokens[-quarter:]) / sum(one.seconds[-quarter:])
+        for one in (result.courses[learned.name], result.courses[never.name])
     ]
     assert learned.versus_never_last == pytest.approx(late[0] / late[1])
     assert learned.last_low <= learned.versus_never_last <= learned.last_high

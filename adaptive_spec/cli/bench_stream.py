@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 DATA, PICTURE = "stream.json", "throughput.png"
 COLUMNS = (
-    "tokens/s", "against never", "90 %", "last quarter", "kept", "tried", "learning", "accepted first", "last",
+    "tokens/s", "against never", "90 %", "last quarter", "kept", "tried", "learning",
+    "accepted first", "last",
 )  # fmt: skip
 
 
