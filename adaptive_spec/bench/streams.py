@@ -268,8 +268,8 @@ class _Run:
         record, course = self._records[name], self._courses[name]
         versus = speed_up(record, self._records[self._first], self._settings.seed)
         quarter = max(len(self._texts) // 4, 1)
-        late = (one.last(quarter) for one in (record, self._records[self._first]))
-        last = speed_up(*late, self._settings.seed)
+        other = self._records[self._first]
+        last = speed_up(record.last(quarter), other.last(quarter), self._settings.seed)
         learner = self._runners[name].decoder.learner
         learned = learner if isinstance(learner, HeadLearner) else None
         row = StreamRow(
