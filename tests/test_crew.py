@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adaptive_spec.controllers.course import Course
-from adaptive_spec.controllers.crew import LONGEST_PAUSE, LOOK, PAUSE, REST, SIDE, Crew
+from adaptive_spec.controllers.crew import LONGEST_PAUSE, LOOK, PAUSE, REST, SHORT, SIDE, Crew
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.drafters.draft_model import DraftModelDrafter
 from adaptive_spec.drafters.suffix import SuffixDrafter
@@ -111,6 +111,48 @@ def test_rests_grow_while_models_keep_losing_against_plain_decoding() -> None:
         rests.append(steps)
         drive(crew, 20, 0.1)
     assert rests == [REST, 2 * REST, 4 * REST, 8 * REST, 16 * REST]
+
+
+def test_a_rest_ends_with_the_text_that_it_began_in_unless_many_have_earned_it() -> None:
+    crew, rested = Crew(), []
+    for _ in range(8):
+        crew.dismiss()
+        crew.text_ended()
+        rested.append(not crew.models)
+        while not crew.models:
+            drive(crew, 1, 0.1)
+        drive(crew, 16, 0.1)
+    assert rested == [False] * SHORT + [True] * (8 - SHORT)
+    drive(crew, REST, 0.1)  # models have lasted
+    crew.dismiss()
+    crew.text_ended()
+    assert crew.models
+
+
+def test_the_end_of_a_text_changes_no_comparison() -> None:
+    crew, other = Crew(), Crew()
+    for step in range(20_000):
+        drive(crew, 1, -0.2)
+        drive(other, 1, -0.2)
+        if step % 50 == 0:
+            other.text_ended()
+        assert crew.models == other.models
+    assert not crew.prefers_models
+
+
+def test_another_head_ends_a_rest_and_leaves_comparisons_alone() -> None:
+    crew = Crew()
+    drive(crew, PAUSE + LOOK // 2, 0.1)
+    crew.renew()
+    assert crew.looks
+    crew.dismiss()
+    crew.renew()
+    assert crew.models
+    drive(crew, 30_000, -0.3)
+    assert not crew.prefers_models
+    crew.renew()
+    assert crew.prefers_models
+    assert crew.advantage == Crew().advantage
 
 
 def test_steps_of_more_requests_are_not_compared_with_steps_of_fewer() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 import torch
 from test_heads import PROMPT, tiny_head
 
-from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
+from adaptive_spec.drafters.base import CandidateTree
+from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter, Moment
 from adaptive_spec.errors import ArgumentError, HeadError, UnknownNameError, UnsupportedError
 from adaptive_spec.heads.config import HeadConfig
 from adaptive_spec.heads.head import Head
@@ -24,15 +26,17 @@ from adaptive_spec.hf import AdaptiveDecoder
 from adaptive_spec.online.alarm import STRETCH, Alarm, Stretches
 from adaptive_spec.online.arms import CalibratorArm, CorrectorArm
 from adaptive_spec.online.base import Feedback, NoUpdate
+from adaptive_spec.online.cost_aware import CostAware
 from adaptive_spec.online.full import FullArm
-from adaptive_spec.online.learner import FAILURES, HeadLearner
+from adaptive_spec.online.learner import FAILURES, NEW, HeadLearner
 from adaptive_spec.online.lessons import Batch, Lessons
-from adaptive_spec.online.noting import lessons_of
+from adaptive_spec.online.noting import lessons_of, overconfidence
 from adaptive_spec.online.pace import Pace
 from adaptive_spec.online.passages import Passages
-from adaptive_spec.online.policies import ARMS, CostAware, Every, Opinion, View, find_rule
+from adaptive_spec.online.policies import Every, find_rule
 from adaptive_spec.online.rescoring import divergence, expected_lengths, log_chances
 from adaptive_spec.online.review import Review
+from adaptive_spec.online.rules import ARMS, Opinion, View
 from adaptive_spec.online.trials import Arm, Outcome
 from adaptive_spec.profilers.clock import monotonic
 from adaptive_spec.testing.tiny import tiny_model
@@ -483,10 +487,7 @@ def test_learning_in_a_thread_swaps_between_steps(arm: str) -> None:
     text, _ = decoded(model, drafter, learner, 300)
     assert text == plain(model, PROMPT, max_new_tokens=300)
     assert learner.updates > 0
-    assert threading.active_count() == 1 or not any(
-        thread.daemon and "_run" in str(thread) and thread.is_alive()
-        for thread in threading.enumerate()
-    )
+    assert not [one for one in threading.enumerate() if "adaptive-spec update" in one.name]
 
 
 def test_the_corrector_costs_a_tenth_of_the_whole_head() -> None:
@@ -596,7 +597,7 @@ def test_texts_that_differ_raise_no_alarm(seed: int) -> None:
     luck, alarm = np.random.default_rng(seed), Alarm(0.0)
     texts = np.repeat(luck.normal(0.0, 0.06, 5000), 2) + luck.normal(0.0, 0.03, 10_000)
     alarms = [place for place, value in enumerate(texts) if alarm.risen([value], 0.0)]
-    assert len(alarms) <= 12
+    assert len(alarms) <= 20
 
 
 def test_false_alarms_cost_less_and_less() -> None:
@@ -648,14 +649,93 @@ def test_a_changed_target_raises_the_alarm_and_pays_for_dear_trials(seed: int) -
 def test_stretches_are_of_one_request_and_what_is_over_is_put_together() -> None:
     found = Stretches()
     for step in range(STRETCH - 1):
-        found.observe({"a": 1.0, "b": 0.0}, {"a", "b"})
+        found.observe({"a": 1.0, "b": 0.0})
         assert not found.ended, step
-    found.observe({"a": 1.0}, {"a", "b"})
+    found.observe({"a": 1.0, "b": float("nan")})
     assert found.ended == [1.0]
-    found.observe({"c": 0.5}, {"c"})  # b is gone after seven
-    found.observe({"d": float("nan")}, {"d"})
+    for number in range(Stretches.OPEN):  # b is heard of longest ago, after seven
+        found.observe({f"c{number}": 0.5})
+    found.observe({"d": 0.5})
     assert found.ended == [1.0, pytest.approx(0.5 / STRETCH)]
-    assert not found._open
+    assert len(found._open) == Stretches.OPEN
+
+
+def test_a_change_within_the_pause_after_an_alarm_is_heard_when_it_ends() -> None:
+    luck, alarm, raised = np.random.default_rng(0), Alarm(600.0), list[int]()
+    for number in range(900):
+        level = 0.25 if 60 <= number < 80 or number >= 250 else 0.0  # for a while, then for ever
+        if alarm.risen([float(luck.normal(level, 0.07))], 1.6 * number):
+            raised.append(number)
+    assert len(raised) == 2
+    assert 60 < raised[0] < 80
+    assert 1.6 * (raised[0] + 375) <= 1.6 * raised[1] <= 1.6 * (raised[0] + 376)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_text_that_varies_more_is_no_change(seed: int) -> None:
+    """Of the same mean: from loops and copies to ordinary text."""
+    luck, alarm = np.random.default_rng(seed), Alarm(0.0)
+    values = [*luck.normal(0.0, 0.02, 60), *luck.normal(0.0, 0.09, 300)]
+    assert sum(alarm.risen([float(value)], 0.0) > 0 for value in values) <= 1
+
+
+def test_a_pause_does_not_grow_for_ever() -> None:
+    alarm, seconds = Alarm(10.0), 0.0
+    for number in range(4000):
+        seconds += 1.0
+        alarm.risen([0.5 if number // 100 % 2 else 0.0], seconds)
+    assert alarm._pause == Alarm.LONGEST * 10.0
+
+
+def test_alarms_together_give_no_more_than_their_share() -> None:
+    """And less where the trials are dear; a debt is paid before anything is given."""
+    rule, luck = CostAware(), np.random.default_rng(0)
+    for number in range(2000):
+        level = 0.3 if number // 40 % 2 else 0.0
+        rule._alarm._calm = 0.0
+        ended = [float(luck.normal(level, 0.05))]
+        rule.ask(view(number * 32, number * 1.6, ended), ARMS)
+        rule._purse = min(rule._purse, 0.0)
+        assert rule._given <= CostAware.RISK * number * 1.6
+    assert rule._given > 0.0
+
+
+def test_what_an_undone_update_was_credited_with_is_taken_back() -> None:
+    kept, undone = CostAware(seed=1), CostAware(seed=1)
+    for rule in (kept, undone):
+        rule.ask(view(64, 1000.0), ARMS)
+        rule.told("corrector", 0.5, 0.01, 0.1)
+        assert rule._purse > 5.0
+    kept.reviewed(True)
+    undone.reviewed(False)
+    assert kept._purse > 5.0
+    assert undone._purse < 5.0
+    assert undone.ask(view(64 + CostAware.FIRST, 1000.0), ["corrector"]) is None
+    undone.told("corrector", 0.0, 0.01, 0.1)
+    before = undone._purse
+    undone.reviewed(False)
+    assert undone._purse == before, "nothing was kept since"
+
+
+def test_a_trial_of_many_requests_is_believed_to_cost_as_many_steps() -> None:
+    one, four = view(64), View(64, 160.0, 80.0, 100.0, packed=4.0)
+    rule = CostAware()
+    assert rule._cost("full", four) == rule._cost("full", one) == CostAware.STEPS["full"] / 20.0
+
+
+def test_requests_that_take_turns_are_decoded_all_the_time() -> None:
+    model, drafter, learner = parts(rule=CostAware(horizon=1000.0))
+    config = {"policy": "fixed:8"}
+    with AdaptiveDecoder(model, config, drafter=drafter, learner=learner) as decoder:
+        a = decoder.start(PROMPT, max_new_tokens=60)
+        b = decoder.start([*PROMPT, 9], max_new_tokens=60)
+        while not (a.finished and b.finished):
+            for session in (a, b):
+                if not session.finished:
+                    session.step()
+    seen = learner._pace.view(0)
+    assert seen.tokens_per_second > 0
+    assert seen.packed == 1.0
 
 
 def test_without_a_horizon_decoding_goes_on_as_long_as_it_did() -> None:
@@ -752,21 +832,24 @@ def test_after_an_alarm_nothing_from_long_before_is_learned_from() -> None:
     learner._sparse = 16
     with AdaptiveDecoder(model, {"policy": "fixed:8"}, drafter=drafter, learner=learner) as decoder:
         session = decoder.start(PROMPT, max_new_tokens=200)
+        learner._requests[session.id] = True
         while len(session.generated) < 100:
             session.step()
         before = learner._trees
         assert learner.passages is not None
+        assert learner.passages.split() is not None
         rule.fall = True
         session.step()
         assert (learner._sparse, learner.lessons.count) == (1, 0)
-        assert learner.passages.split() is None
+        kept = sum(w.size for both in (learner.passages.split() or ((), ())) for w in both)
+        assert kept <= NEW // 16 + 10, "one request in sixteen was watched"
         while not session.finished:
             session.step()
         kept = learner.lessons._kept
         assert kept is not None
         fresh = kept.tree[: learner.lessons.count]
         assert int(fresh[fresh >= 0].min()) > before
-        assert learner.passages.taps(session.id) is None or session.finished
+        assert learner.passages.taps(session.id) is not None, "what is open keeps its states"
 
 
 @pytest.mark.parametrize("arm", ["full", "corrector"])
@@ -814,6 +897,114 @@ def test_an_update_after_which_trees_accept_less_is_undone() -> None:
     assert record["realised_gain"] < 0
     for name, value in drafter.head.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.fault("U2")
+def test_updates_that_follow_each_other_closely_are_judged_together() -> None:
+    """Or none of them would ever be, and the weights to go back to would be bad ones."""
+    model, drafter, learner = parts(rule=Every(10, ("corrector",)), makers=WILD)
+    before = {k: v.clone() for k, v in drafter.head.state_dict().items()}
+    with AdaptiveDecoder(model, {"policy": "fixed:8"}, drafter=drafter, learner=learner) as decoder:
+        session = decoder.start(PROMPT, max_new_tokens=400)
+        while learner.updates < 4:
+            session.step()
+            learner._review._before.extend([3] * 8)
+        for _ in range(Review.TREES):
+            learner._review.tree(-3)
+        told: list[bool] = []
+        learner._rule.reviewed = told.append  # type: ignore[method-assign]
+        assert asked_again(learner)["arm"] == "review"
+    assert told == [False]
+    for name, value in drafter.head.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.fault("U4")
+def test_learning_that_is_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates that nobody would look at any more are undone."""
+    model, drafter, learner = parts(rule=Every(8, ("full",)), makers=WILD)
+    before = {k: v.clone() for k, v in drafter.head.state_dict().items()}
+    with AdaptiveDecoder(model, {"policy": "fixed:8"}, drafter=drafter, learner=learner) as decoder:
+        session = decoder.start(PROMPT, max_new_tokens=400)
+        while not learner.updates:
+            session.step()
+
+        def fails() -> Any:
+            raise MemoryError("no room")
+
+        monkeypatch.setattr(learner._arms["full"], "pieces", fails)
+        while not learner.off:
+            session.step()
+        for _ in range(20):
+            session.step()
+        assert not decoder.faults.count
+    assert learner.passages is None
+    assert not learner._review._after
+    assert learner._review.before is None
+    for name, value in drafter.head.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_new_head_ends_the_rest_of_the_policies() -> None:
+    """Whole heads only; a corrector's update is told to nobody."""
+    model, drafter, learner = parts(rule=Every(10**6, ("full", "corrector")), makers=WILD)
+    with AdaptiveDecoder(model, {"policy": "marginal"}, drafter=drafter, learner=learner) as found:
+        session = found.start(PROMPT, max_new_tokens=300)
+        while len(session.generated) < 150:
+            session.step()
+        policy = found.deciding._controllers["marginal"]
+        policy._crew.dismiss()
+        assert not policy._crew.models
+        before = learner.generation
+        learner._rule, learner._asked = Every(1, ("full",)), -1
+        while learner.generation == before:
+            session.step()
+        session.step()
+        assert policy._crew.models
+
+
+def test_an_arm_without_anything_to_learn_from_makes_room_for_others() -> None:
+    class Never(FullArm):
+        def pieces(self) -> Any:
+            return None
+
+    class First(Every):
+        several = True
+
+    makers = {**SWIFT, "full": lambda drafter, lessons, passages: Never(drafter.head, passages)}
+    model, drafter, learner = parts(rule=First(4, ARMS), makers=makers)
+    asked: list[Sequence[str]] = []
+    ask = learner._rule.ask
+    learner._rule.ask = lambda view, arms: asked.append(arms) or ask(view, arms)  # type: ignore
+    decoded(model, drafter, learner, 300)
+    assert any("full" in arms for arms in asked)
+    assert any(list(arms) == ["corrector", "calibrator"] for arms in asked)
+    assert learner.trials > 0
+
+
+def test_how_sure_a_head_was() -> None:
+    """By hand: two candidates of scores 2 and 1, as much again as 1 elsewhere; the target 1, 0, 0
+    over three tokens."""
+    moment = Moment(
+        hidden=torch.zeros(1, 4), tokens=np.array([[1, 2]]), scores=torch.tensor([[1.0, 2.0]]),
+        rest=np.array([1.0]), anchor=0, heat=1.0,
+    )  # fmt: skip
+    logits = torch.tensor([[1.0, 0.0, 0.0]])
+    feedback = Feedback(
+        "a",
+        CandidateTree.chain([]),
+        np.array([-1]),
+        [0],
+        None,
+        0.0,
+        logits,
+        {},  # type: ignore
+    )
+    e = np.e
+    assert overconfidence(feedback, moment) == pytest.approx(
+        e**2 / (e**2 + 2 * e) - 1 / (e + 2), abs=1e-6
+    )
+    assert np.isnan(overconfidence(feedback, replace(moment, heat=0.7)))
 
 
 def test_rounding_is_no_gain() -> None:

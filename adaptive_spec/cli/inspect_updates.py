@@ -40,6 +40,8 @@ class Updates:
     realised: list[float] = field(default_factory=list)
     """Tokens per second that updates brought, as decoding itself showed afterwards."""
     undone: int = 0
+    alarms: int = 0
+    """Times that text or target were seen to have changed."""
     last: str = ""
     """The reason of the newest decision."""
 
@@ -48,6 +50,7 @@ class Updates:
         name, reason = record.get("arm"), record.get("decision")
         if isinstance(reason, str):
             self.last = clean(reason, REASON)
+        self.alarms += record.get("alarm") is True
         if name == SKIP:
             self.skipped += 1
             return
@@ -66,7 +69,7 @@ class Updates:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         arms = {name: asdict(arm) for name, arm in self.arms.items()}
-        more = {"realised": self.realised, "undone": self.undone}
+        more = {"realised": self.realised, "undone": self.undone, "alarms": self.alarms}
         return {"arms": arms, "skipped": self.skipped, **more}
 
     def line(self) -> str | None:
@@ -82,6 +85,8 @@ class Updates:
             parts.append(f"looked at afterwards: {figure(mean, 2)} tokens/s each")
         if self.undone:
             parts.append(f"undone {self.undone}")
+        if self.alarms:
+            parts.append(f"alarms {self.alarms}")
         if self.skipped:
             parts.append(f"skipped {self.skipped}")
         if not parts:

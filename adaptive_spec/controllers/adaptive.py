@@ -211,6 +211,7 @@ class Adaptive(ABC):
 
     def finish(self, request: str) -> None:
         self._last = self._courses.pop(request, self._last)
+        self._crew.text_ended()
 
     def _course(self, request: str) -> Course:
         if request not in self._courses:

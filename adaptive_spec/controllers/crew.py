@@ -20,7 +20,11 @@ LOOK, PAUSE, LONGEST_PAUSE = 24, 192, 1536
 SIDE = LOOK // 2
 """Steps before and after a look that it is compared with."""
 REST = 48
-"""Steps without models after they have lost against plain decoding; doubles while that repeats."""
+"""Steps without models after they have lost against plain decoding; doubles while that repeats, and
+models that go on for as long have lasted: it is counted from the beginning."""
+SHORT = 3
+"""Losses in a row up to which a rest ends with the text that it began in: the next one may be
+easy, and finding out is cheap beside resting through it."""
 PRIOR, DOUBT = 0.08, 0.1
 """What models are taken to gain before anything is seen (log of the ratio), and its deviation."""
 NOISE = 0.35
@@ -62,7 +66,8 @@ class Crew:
         """This step is part of a look at the other way."""
         self._pause, self._left = PAUSE, PAUSE
         self._near, self._look = Tally(SIDE), Tally()
-        self._judging, self._fresh, self._packed, self._dismissals = False, True, 1, 0
+        self._judging, self._fresh, self._packed = False, True, 1
+        self._resting, self._dismissals, self._lasted = False, 0, 0
         self._weight = self._sum = 0.0
 
     @property
@@ -100,6 +105,9 @@ class Crew:
             self._fresh = False
         else:
             (self._look if self.looks else self._near).add(tokens, seconds)
+        self._lasted = self._lasted + 1 if self.models else 0
+        if self._lasted >= REST:
+            self._dismissals = 0
         self._left -= 1
         if self._left > 0:
             return
@@ -121,13 +129,22 @@ class Crew:
         """
         self.prefers_models = False
         self._begin(min(REST << self._dismissals, LONGEST_PAUSE))
-        self._dismissals = min(self._dismissals + 1, 8)
+        self._resting, self._dismissals = True, min(self._dismissals + 1, 8)
+
+    def text_ended(self) -> None:
+        """A request is over, and with it a rest that few losses in a row have led to."""
+        if self._resting and self._dismissals <= SHORT:
+            self.prefers_models = self.advantage > 0.0
+            self._begin(self._pause)
 
     def renew(self) -> None:
-        """Models are others now: they are asked again, and what they lost before says little."""
-        self._weight, self._sum, self._dismissals = 0.0, 0.0, 0
-        self.prefers_models, self._pause = True, PAUSE
-        self._begin(PAUSE)
+        """Models are others now: what they lost before says little, so a rest ends. While they are
+        asked, comparisons go on: small changes follow each other more closely than looks."""
+        self._dismissals = 0
+        if not self.prefers_models:
+            self._weight, self._sum = 0.0, 0.0
+            self.prefers_models, self._pause = True, PAUSE
+            self._begin(PAUSE)
 
     def _judge(self) -> None:
         """A look and what lies around it are complete."""
@@ -146,4 +163,5 @@ class Crew:
     def _begin(self, steps: int) -> None:
         """A stretch of the preferred way, until the next look."""
         self.looks, self._judging, self._left, self._fresh = False, False, steps, True
+        self._resting, self._lasted = False, 0
         self._near = Tally(SIDE)

@@ -10,7 +10,7 @@ quarter of the tokens per forward were lost moves them by 0.21 (docs/decisions.m
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,18 +24,22 @@ REST = ""
 class Stretches:
     """Means over stretches of one request each."""
 
+    OPEN = 64
+    """Requests with a stretch that has begun, at most."""
+
     def __init__(self) -> None:
         self._open: dict[str, list[float]] = {}
         self.ended: list[float] = []
         """Whoever reads them empties it."""
 
-    def observe(self, values: Mapping[str, float], present: Collection[str]) -> None:
-        """Values of requests, those that are not finite left out, and all requests of the step."""
-        for gone in [name for name in self._open if name not in present and name != REST]:
-            self._add(REST, self._open.pop(gone))
+    def observe(self, values: Mapping[str, float]) -> None:
+        """Values of requests; those that are not finite are left out."""
         for name, value in values.items():
             if np.isfinite(value):
                 self._add(name, [value])
+        while len(self._open) > self.OPEN:  # whoever was heard of longest ago
+            gone = next(name for name in self._open if name != REST)
+            self._add(REST, self._open.pop(gone))
 
     def _add(self, name: str, values: list[float]) -> None:
         found = [*self._open.pop(name, []), *values]
@@ -50,18 +54,18 @@ class Alarm:
 
     Args:
         pause: seconds of decoding in which there is no second alarm; twice as long after each that
-            led to nothing.
+            led to nothing, up to ``LONGEST`` times. What rises meanwhile and stays is heard then.
     """
 
     NEW, MEMORY = 12, 256
     """Stretches that are compared, and about how many of those before them are remembered."""
     SEEN = 16
     """Of those before, at least: their deviation is known by then."""
-    RISE = 3.5
-    """Standard errors between them at which something has changed."""
-
+    RISE, LEAST = 3.5, 0.04
+    """Standard errors between them at which something has changed, and the least rise."""
     UNSURE = 8.0
     """Stretches after which the deviation of those before is only known to within a factor."""
+    LONGEST = 16.0
 
     def __init__(self, pause: float) -> None:
         self._first = self._pause = pause
@@ -78,11 +82,13 @@ class Alarm:
         Args:
             stretches: that have ended since this was asked last. seconds: of decoding so far.
         """
-        found = [self._risen(value) for value in stretches]
-        if not any(found) or seconds < self._calm:
+        found = max((self._risen(value) for value in stretches), default=0.0)
+        if not found or seconds < self._calm:
             return 0.0
-        self._calm, self._pause = seconds + self._pause, 2.0 * self._pause
-        return max(found)
+        self._calm = seconds + self._pause
+        self._pause = min(2.0 * self._pause, self.LONGEST * self._first)
+        self._begin()
+        return found
 
     def led_somewhere(self) -> None:
         """Something was won since the last alarm."""
@@ -93,15 +99,20 @@ class Alarm:
         if len(self._new) <= self.NEW:
             return 0.0
         old = self._new.popleft()
+        if self._seen >= self.SEEN and (more := self._more()) > 0.0:
+            return more  # ``old`` may be of the new time already: not to be compared with
         self._seen += 1
         rate = max(1.0 / self.MEMORY, 1.0 / self._seen)
         off = old - self._mean
         self._mean += rate * off
         self._variance += rate * ((1.0 - rate) * off**2 - self._variance)
+        return 0.0
+
+    def _more(self) -> float:
+        """The rise, 0 where it may be chance. Either side's deviation is its own: text may come to
+        vary more without a change of its mean."""
         more = float(np.mean(self._new)) - self._mean
-        error = np.sqrt(self._variance * (1.0 / self.NEW + 1.0 / min(self._seen, self.MEMORY)))
+        newest = (self._variance * 3.0 + float(np.var(self._new, ddof=1))) / 4.0 / self.NEW
+        error = np.sqrt(newest + self._variance / min(self._seen, self.MEMORY))
         unsure = 1.0 + self.UNSURE / self._seen
-        if self._seen < self.SEEN or more <= self.RISE * unsure * error:
-            return 0.0
-        self._begin()
-        return more
+        return more if more > max(self.RISE * unsure * error, self.LEAST) else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from adaptive_spec.online.policies import Opinion
+from adaptive_spec.online.rules import Opinion
 from adaptive_spec.online.trials import Arm, Outcome, failure
 from adaptive_spec.profilers.clock import Clock
 

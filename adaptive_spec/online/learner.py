@@ -28,8 +28,8 @@ from adaptive_spec.online.lessons import Lessons
 from adaptive_spec.online.noting import answer, lessons_of, overconfidence
 from adaptive_spec.online.pace import Pace
 from adaptive_spec.online.passages import Passages
-from adaptive_spec.online.policies import Opinion, UpdateRule
 from adaptive_spec.online.review import Review, Verdict
+from adaptive_spec.online.rules import Opinion, UpdateRule
 from adaptive_spec.online.trials import Arm, Outcome, failure
 from adaptive_spec.profilers.clock import Clock, monotonic
 
@@ -41,7 +41,10 @@ watched for its text: watching costs time as well."""
 ASKED = 4
 """One tree in so many is asked whether the head knew how sure to be."""
 NEW = 512
-"""Positions of texts that are of the new time when a change is seen: it takes some to be seen."""
+"""Positions of texts that are of the new time when a change is seen, were all of them watched: it
+takes some to be seen."""
+UNREADY = 32
+"""Trees for which an arm that has too little to learn from is not asked about again."""
 RECENT = 1024
 """Requests that are remembered."""
 MAKERS: Mapping[str, Callable[[CausalParallelDrafter, Lessons, Passages], Arm]] = {
@@ -100,6 +103,7 @@ class HeadLearner:
             maxlen=1024
         )  # tokens after which an update paid for itself
         self._sparse, self._luck = getattr(rule, "sparse", 1), random.Random(0)
+        self._unready: dict[str, int] = {}  # arm -> trees until which it has too little
         self._requests: dict[str, bool] = {}  # the newest ones, and whether their text is watched
         self._pace, self._review, self._stretches = Pace(), Review(), Stretches()
         self._asked = 0  # trees there were when the rule was asked last
@@ -120,9 +124,9 @@ class HeadLearner:
         sure: dict[str, float] = {}
         for one in feedback:
             self._trees += 1
-            self._review.tree(len(one.path) - 1)
             if self.off:
                 continue
+            self._review.tree(len(one.path) - 1)
             if self.passages is not None and self._watched(one.request):
                 answer(self.passages, one)
             moment = self._drafter.moments.pop(one.request, None)
@@ -132,7 +136,7 @@ class HeadLearner:
                 sure[one.request] = overconfidence(one, moment)
             if self._one_in_many():
                 self.lessons.add(lessons_of(self._drafter.head, one, moment, self._trees))
-        self._stretches.observe(sure, {one.request for one in feedback})
+        self._stretches.observe(sure)
 
     def _one_in_many(self) -> bool:
         return self._luck.random() * self._sparse < 1.0
@@ -148,7 +152,7 @@ class HeadLearner:
     def between_steps(self, deadline: float) -> Mapping[str, Any] | None:
         """Begin, go on with or end a trial, as the rule says and time allows; the record of what
         was decided, once it is."""
-        began = self._clock()
+        began, self.arm = self._clock(), None
         if self._trial is None:
             if self.off or began >= deadline or self._asked == self._trees:
                 return None
@@ -157,7 +161,8 @@ class HeadLearner:
                 return self._reviewed(verdict)
             view = self._pace.view(self._trees, self._stretches.ended)
             self._stretches.ended.clear()
-            opinion = self._rule.ask(view, list(self._arms))
+            arms = [name for name in self._arms if self._unready.get(name, 0) <= self._trees]
+            opinion = self._rule.ask(view, arms) if arms else None
             if opinion is None:
                 return None
             if opinion.anew:
@@ -171,6 +176,7 @@ class HeadLearner:
             except Exception as error:
                 pieces = iter([failure(error)])
             if pieces is None:
+                self._unready[opinion.arm] = self._trees + UNREADY
                 words = f"{opinion.reason}; there is too little to learn from yet"
                 return self._record(replace(opinion, arm=None, reason=words))
             self._trial = Trial(arm, opinion, pieces, self._background, self._clock)
@@ -184,6 +190,17 @@ class HeadLearner:
             self._trial = None
         self._drafter.wants_moments, self._drafter.passages = False, None
         self._drafter.moments.clear()
+
+    def _give_up(self) -> None:
+        """Too many trials failed: updates that nobody will look at any more are undone, and all
+        that was kept for trials goes."""
+        if (before := self._review.before) is not None:
+            self._go_back(before)
+        self._review.end()
+        self.close()
+        self.lessons.clear()
+        self._arms.clear()
+        self.passages = None
 
     def break_even(self) -> float | None:
         """Tokens after which a kept update of median worth has paid for itself; None without."""
@@ -204,8 +221,7 @@ class HeadLearner:
         self._rule.told(name, found.gain if found.kept else 0.0, found.error, seconds)
         if self.off:
             found = replace(found, reason=f"{found.reason}; learning is off")
-            self.close()
-            self.lessons.clear()
+            self._give_up()
         return self._record(trial.opinion, found, seconds)
 
     def _taken_over(self, arm: Arm, found: Outcome) -> Outcome:
@@ -230,8 +246,8 @@ class HeadLearner:
         self._version += 1
         self.head_version = str(self._version)
         if by is None or by.needs_passages:
-            self.generation += 1
             self._drafter.refresh()
+            self.generation += 1
             self.lessons.clear()
         for arm in self._arms.values():
             if arm is not by:
@@ -250,16 +266,17 @@ class HeadLearner:
     def _begin_anew(self) -> None:
         """All but the newest of what is learned from is of another time: forget it, and watch every
         tree again."""
-        self._sparse = 1
+        sparse, self._sparse = self._sparse, 1
         self._requests.clear()
         self.lessons.clear()
         if self.passages is not None:
-            self.passages.forget(but=NEW)
+            self.passages.forget(but=NEW // sparse)
 
     def _reviewed(self, verdict: Verdict) -> dict[str, Any]:
         """What an update did to decoding; undone if that was bad."""
         if verdict.before is not None:
             self._go_back(verdict.before)
+        self._rule.reviewed(verdict.before is None)
         words = "undone: trees accept less since" if verdict.before is not None else "stays"
         record = self._record(Opinion("review", f"{verdict.arm} {words}"))
         return record | {"realised_gain": self._faster(verdict.gain), "gain": verdict.gain,
@@ -286,6 +303,7 @@ class HeadLearner:
             "gain_error": None,
             "lessons": min(self.lessons.count, self.lessons.capacity),
             "head_version": self.head_version,
+            "alarm": opinion.anew,
         }
         if found is not None:
             error = None if np.isinf(found.error) else found.error

@@ -69,13 +69,19 @@ def lessons_of(head: Head, feedback: Feedback, moment: Moment, number: int) -> B
 
 def overconfidence(feedback: Feedback, moment: Moment) -> float:
     """How much surer a head was of its best first guess than the target is of it: the difference of
-    two probabilities, 0 on average for a head that knows its target."""
-    scores = moment.scores[0].float() / moment.heat
+    two probabilities, 0 on average for a head that knows its target.
+
+    Before any correction, since only the whole head can have come to be wrong. NaN at temperatures
+    other than 1, which greedy requests draft at: what is in balance at 1 is not at others.
+    """
+    if moment.heat != 1.0:
+        return float("nan")
+    scores = moment.scores[0].float()
     highest, best = scores.max(dim=0)
     total = np.logaddexp(float(scores.logsumexp(dim=0)), float(moment.rest[0]))
     token = torch.as_tensor([[int(moment.tokens[0][int(best)])]], device=feedback.logits.device)
     logits = feedback.logits[:1]
-    said = float(_chances(logits, logits.gather(1, token), moment.heat))
+    said = float(_chances(logits, logits.gather(1, token), 1.0))
     return float(np.exp(float(highest) - total)) - said
 
 

@@ -21,9 +21,10 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one update."""
+    """Of one update, or of some that followed each other closely."""
 
     arm: str
+    """Names of the arms, joined by plus signs."""
     gain: float
     """Draft tokens accepted per tree, after it less before it."""
     error: float
@@ -33,7 +34,8 @@ class Verdict:
 
 
 class Review:
-    """Watches one update at a time, the newest."""
+    """Watches one update at a time; those that come before its verdict are judged with it, and the
+    weights to go back to are those before the first: else a row of bad updates would never be."""
 
     TREES = 256
     """Before and after, at most and at least."""
@@ -53,10 +55,21 @@ class Review:
         else:
             self._after.append(accepted)
 
+    @property
+    def before(self) -> Weights | None:
+        """The weights before the updates that are watched; None while there are none."""
+        return None if self._arm is None else self._weights
+
     def begin(self, arm: str, before: Weights) -> None:
         """An update of ``arm`` was taken over; ``before`` are the weights until then."""
-        self._before.extend(self._after)
-        self._arm, self._weights, self._after = arm, before, []
+        if self._arm is None:
+            self._arm, self._weights, self._after = arm, before, []
+        elif arm not in self._arm.split("+"):
+            self._arm = f"{self._arm}+{arm}"
+
+    def end(self) -> None:
+        """Nothing is watched any more."""
+        self._arm, self._weights, self._after = None, {}, []
 
     def verdict(self) -> Verdict | None:
         """Of the update that is watched, once enough trees were seen; then it is watched no more.
@@ -66,7 +79,7 @@ class Review:
         if self._arm is None or len(self._after) < self.TREES:
             return None
         arm, weights, before, after = self._arm, self._weights, list(self._before), self._after
-        self._arm, self._weights, self._after = None, {}, []
+        self.end()
         self._before.extend(after)
         if len(before) < self.TREES // 4:
             return None
