@@ -59,22 +59,31 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from adaptive_spec.kernels import candidates as c, tree_attention as a, walk as w
 
-def compiled(kernel, types, **known):
-    signature = {n: "constexpr" if n in known else types.get(n, "i32") for n in kernel.arg_names}
-    source = ASTSource(kernel, signature=signature, constexprs=known)
-    found = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    assert found.asm["cubin"] and found.metadata.shared <= 99 * 1024, kernel
+STRIDES = "query_row query_head key_slot key_head value_slot value_head stride table_row"
+
+def compiled(kernel, types, stages=3, **known):
+    # pointers and strides are multiples of 16, as the JIT would find them
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in known else types.get(n, "i32") for n in names}
+    even = [n for n in names if signature[n][0] == "*" or n in STRIDES.split()]
+    attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in even}
+    source = ASTSource(kernel, signature=signature, constexprs=known, attrs=attrs)
+    target = GPUTarget("cuda", 90, 32)
+    found = triton.compile(source, target=target, options={"num_stages": stages})
+    assert found.asm["cubin"] and found.metadata.shared <= 99 * 1024, (kernel, known)
     print(kernel.__name__, found.metadata.shared)
 
 def typed(**lists):
     pairs = [(name, kind) for kind, names in lists.items() for name in names.split()]
     return {name: kind.replace("p_", "*") for name, kind in pairs}
 
-for size in (64, 128, 256):
-    compiled(a._attend, typed(p_bf16="query key value out", p_fp32="partial summary", fp32="scale",
-        p_i32="context parts tiles tree positions bits"),
-        GROUP=3, SIZE=size, WIDE=size, LANES=64,
-        BLOCK=a.BLOCK if 2 * size <= a.NARROW else a.BLOCK // 2, BITS=32, SPLITS=4)
+for size, kind, splits in ((64, "bf16", 4), (128, "bf16", 1), (256, "bf16", 4), (256, "fp32", 4)):
+    lanes, block, stages = a.fitted(64, 3, size * (2 if kind == "bf16" else 4))
+    types = typed(p_fp32="partial summary", fp32="scale",
+        p_i32="context parts tiles tree positions bits")
+    types |= {name: "*" + kind for name in ("query", "key", "value", "out")}
+    compiled(a._attend, types, stages, GROUP=3, SIZE=size, WIDE=size, LANES=lanes,
+        PIECES=-(-21 // (lanes // 3)), TALL=21, BLOCK=block, BITS=32, SPLITS=splits)
 compiled(a._add_up, typed(p_fp32="partial summary", p_bf16="out"), SIZE=64, WIDE=64, SPLITS=4)
 compiled(c._survey, typed(p_bf16="logits", p_fp32="heat sums", p_i64="keys"), COUNT=64, CHUNK=2048)
 compiled(c._merge, typed(p_i64="keys out"), COUNT=64, CHUNK=2048)
@@ -85,7 +94,8 @@ compiled(c._children, typed(p_i32="place ids tokens", p_bf16="table", fp32="shar
     DRAWN=True, COUNT=64, WIDE=256, BEST=8)
 compiled(w._best, typed(p_bf16="logits", p_i64="keys"), CHUNK=4096)
 compiled(w._decide, typed(p_i64="keys", p_fp32="peak", p_i32="top"), CHUNKS=16)
-compiled(w._follow, typed(p_i32="top token parent starts order"), WIDE=64)
+for wide in (1, 64):
+    compiled(w._follow, typed(p_i32="top token parent starts order"), WIDE=wide)
 """
 
 
@@ -97,7 +107,7 @@ def test_kernels_compile_for_a_gpu() -> None:
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert len(done.stdout.splitlines()) == 11
+    assert len(done.stdout.splitlines()) == 13
 
 
 # -- layouts --------------------------------------------------------------------------------------
