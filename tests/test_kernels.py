@@ -19,6 +19,7 @@ import torch
 from test_head_decoding import PROMPT as TEXT
 from test_head_decoding import decoded
 from test_heads import tiny_head
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from adaptive_spec.bench import gpu
@@ -27,7 +28,9 @@ from adaptive_spec.cli.main import app
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
 from adaptive_spec.errors import UnsupportedError
+from adaptive_spec.heads.branches import Branches
 from adaptive_spec.kernels import attach, cost, here, reference
+from adaptive_spec.kernels import cost_of_drafts as drafts
 from adaptive_spec.kernels.layout import Layouts, parents
 from adaptive_spec.packing import chain_part, pack, tree_part
 from adaptive_spec.testing.tiny import tiny_model
@@ -325,10 +328,25 @@ def test_the_table_in_the_docs_is_what_the_command_prints() -> None:
     printed = CliRunner().invoke(app, ["bench-gpu", "--paper"])
     assert printed.exit_code == 0
     docs = (Path(__file__).parent.parent / "docs" / "kernels.md").read_text(encoding="utf-8")
-    assert printed.stdout in docs
-    rows = json.loads(CliRunner().invoke(app, ["bench-gpu", "--paper", "--json"]).stdout)["paper"]
-    assert len(rows) == len(printed.stdout.splitlines()) - 2
-    assert all(ours < theirs for row in rows for ours, theirs in (row["h100"], row["l4"]))
+    attention, drafts = printed.stdout.split("\n\n")
+    assert attention in docs
+    assert drafts in docs
+    found = json.loads(CliRunner().invoke(app, ["bench-gpu", "--paper", "--json"]).stdout)
+    assert len(found["paper"]) == len(attention.splitlines()) - 2
+    assert len(found["drafts"]) == len(drafts.splitlines()) - 2
+    pairs = [row[gpu] for row in found["paper"] for gpu in ("h100", "a100", "l4")]
+    assert all(theirs is None or ours < theirs for ours, theirs in pairs)
+    assert [None, None] in pairs
+
+
+def test_what_does_not_fit_is_not_timed() -> None:
+    """Weights take 16 GB of an L4's 24, keys and values of 64 requests of 128k 1,100."""
+    rows = {(row["requests"], row["nodes"], row["context"]): row for row in gpu.paper()}
+    assert rows[64, 16, 131072]["h100"] == [None, None]
+    assert rows[1, 16, 131072]["l4"] == [None, None]
+    assert None not in rows[1, 16, 32768]["l4"]
+    asked = cost.by_kernel(gpu.PAPER, 64, 16, 131072)
+    assert asked.held == pytest.approx(16.06e9 + 64 * (131072 + 17) * 131072, rel=1e-3)
 
 
 def test_costs_by_hand() -> None:
@@ -338,14 +356,59 @@ def test_costs_by_hand() -> None:
     )
     ours, theirs = cost.by_kernel(facts, 1, 15, 48), cost.by_masks(facts, 1, 15, 48)
     assert ours.flops == theirs.flops == 4 * 16 * 64 * 64
-    assert ours.bytes == 64 * (2 * 64 * 2 + 4) + 16 * (2 * 64 * 2 + 4)
+    assert ours.bytes == 64 * (2 * 64 * 2 + 4) + 16 * (2 * 64 * 2 + 4)  # queries in, sums out
     assert theirs.bytes == 2 * 64 * 64 * 2 + 16 * 64 * (3 + 2) + 2 * 16 * 64 * 2
     split = cost.by_kernel(facts, 1, 15, 256)
     sums = 2 * 4 * 2 * 16 * (64 + 2)
-    assert split.bytes == (256 + 16) * (2 * 64 * 2 + 4) + 16 * (2 * 64 * 2 + 4) + sums
-    assert (ours.uploaded, theirs.uploaded) == (4 * 16 * 7, 16 * 64)
-    assert cost.candidates(2048, 3, kernel=False).bytes == 3 * 2048 * 52
-    assert cost.candidates(2048, 3, kernel=True).bytes == 3 * (2048 * 2 + 2 * 64 * 8)
+    again = 16 * 64 * 2  # both splits read the queries
+    assert split.bytes == (256 + 16) * (2 * 64 * 2 + 4) + 16 * (2 * 64 * 2 + 4) + again + sums
+    assert (ours.carried, theirs.carried) == (4 * 16 * 7, 16 * 64)
+
+
+def test_costs_of_drafts_by_hand() -> None:
+    """Two chunks of scores, two depths of which one node and two nodes get children; 4 rows."""
+    draft = drafts.Draft("", 4096, 8192, depths=2, rank=3, nodes=3, width=2, siblings=2, count=4)
+    ours, theirs = drafts.candidates(draft, 5)
+    keys = 8 * 2 * 4 * 2 + 8 * 4 * 2  # of two chunks written and read, of their best as well
+    assert ours.bytes == 10 * (4096 * 2 + keys + 2 * 12 * 2 + 4 * 8 + 8)
+    assert theirs.carried == 10 * 8 * (4 + 5)
+    ours, theirs = drafts.children(draft, 5)
+    read = 4 * 3 * 2 + 3 * 4 + 4 * (4 + 4) + (4 + 8) + (4 + 4)  # table, query, candidates, facts
+    assert ours.bytes == 15 * (read + 2 * (4 + 4) + 4 + 4)
+    assert ours.carried == 8 * (15 * (2 * 2 + 1) + 10 * 2)
+    ours, theirs = drafts.peaks(draft, 5)
+    assert ours.bytes == 20 * (8192 * 2 + 2 * 2 * 8 + 8)
+    assert ours.bytes > theirs.bytes > 20 * 8192 * 2
+    ours, theirs = drafts.walk(draft, 5)
+    assert ours.bytes == 20 * 16 + 5 * (8 + 4 * 3)
+
+
+class Moved(TorchDispatchMode):
+    """Bytes of all tensors of ``size`` numbers that operations read or write."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.bytes = size, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "gather" not in str(func):
+            for one in (*args, *(out if isinstance(out, tuple) else (out,))):
+                if isinstance(one, torch.Tensor) and one.numel() == self.size:
+                    self.bytes += one.numel() * one.element_size()
+        return out
+
+
+def test_what_torch_moves_for_candidates() -> None:
+    """Counted while it does so."""
+    branches = Branches(tiny_head(tiny_model("llama"), corrector="recurrent_bias"), 8)
+    logits = torch.randn(3, branches._head.output.shape[0]).bfloat16()
+    branches._head.logits = lambda hidden: logits  # type: ignore[method-assign]
+    hidden = torch.zeros(3, branches._head.config.hidden)
+    for heat, more in ((1.0, 0), (0.5, 8)):
+        with torch.no_grad(), Moved(logits.numel()) as moved:
+            assert branches.look(hidden, np.full(3, heat)) is not None
+        assert moved.bytes == logits.numel() * (sum(drafts.PER_SCORE.values()) + more)
 
 
 def test_other_requests_cost_the_masks_but_not_the_kernel() -> None:

@@ -18,10 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from adaptive_spec.cache import SlotPool
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.kernels import cost
+from adaptive_spec.kernels import cost_of_drafts as drafts
 from adaptive_spec.kernels.layout import Layout, Layouts
 from adaptive_spec.packing import PackedBatch, pack, tree_part, visible
 from adaptive_spec.profilers.clock import device_timer, monotonic
-from adaptive_spec.profilers.hardware import published
+from adaptive_spec.profilers.hardware import memory, published
 from adaptive_spec.types import Architecture
 
 PAPER = Architecture(
@@ -33,8 +34,6 @@ PAPER = Architecture(
 """The shape of Llama 3.1 8B."""
 GPUS = ("h100", "a100", "l4")
 REQUESTS, NODES, CONTEXTS = (1, 8, 64), (16, 64, 256), (1024, 8192, 32768, 131072)
-MEMORY = 80e9
-"""Bytes of the largest of ``GPUS``: what does not fit is said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +62,33 @@ SHAPES = tuple(
 
 
 def paper() -> Iterator[dict[str, Any]]:
-    """Cost of attention by kernel and under masks, for every size: milliseconds of all layers."""
+    """Cost of attention by kernel and under masks, for every size: milliseconds of all layers, None
+    where weights, keys, values, masks and copies do not fit."""
     for requests, nodes, context in product(REQUESTS, NODES, CONTEXTS):
         kernel = cost.by_kernel(PAPER, requests, nodes, context)
         masks = cost.by_masks(PAPER, requests, nodes, context)
         row: dict[str, Any] = {"requests": requests, "nodes": nodes, "context": context}
         for name, one in (("kernel", kernel), ("masks", masks)):
             row |= {f"{name}_gb": one.bytes / 1e9, f"{name}_tflop": one.flops / 1e12}
-        row["fits"] = masks.held < MEMORY
         for gpu in GPUS:
-            peaks = published(gpu)
-            row[gpu] = [1e3 * one.seconds(peaks) for one in (kernel, masks)]
+            room, peaks = memory(gpu), published(gpu)
+            row[gpu] = [
+                1e3 * one.seconds(peaks) if one.held <= room else None for one in (kernel, masks)
+            ]
+        yield row
+
+
+def paper_of_drafts() -> Iterator[dict[str, Any]]:
+    """Cost of candidates, children, peaks and walk by kernel and by torch: microseconds."""
+    kinds = (drafts.candidates, drafts.children, drafts.peaks, drafts.walk)
+    for draft, kind, requests in product(drafts.DRAFTS, kinds, REQUESTS):
+        pair = kind(draft, requests)
+        row: dict[str, Any] = {"shape": draft.name, "kernel": kind.__name__, "requests": requests}
+        row["mb"] = [one.bytes / 1e6 for one in pair]
+        row["gop"] = [one.flops / 1e9 for one in pair]
+        row["kb_carried"] = [one.carried / 1e3 for one in pair]
+        for gpu in GPUS:
+            row[gpu] = [1e6 * one.seconds(drafts.vector(gpu)) for one in pair]
         yield row
 
 
@@ -144,7 +159,7 @@ def _on_paper(shape: Shape) -> dict[str, float]:
         PAPER, layers=1, heads=shape.heads, kv_heads=shape.kv_heads, head_dim=shape.size
     )
     asked = cost.by_kernel(facts, shape.requests, shape.nodes, shape.context)
-    asked = replace(asked, uploaded=0.0)  # the layout lies ready
+    asked = replace(asked, carried=0.0)  # the layout lies ready
     return {gpu: 1e3 * asked.seconds(published(gpu)) for gpu in GPUS}
 
 

@@ -155,7 +155,7 @@ def _add_up(
 def fitted(lanes: int, group: int, size: int) -> tuple[int, int, int]:
     """Lanes of a program, committed slots that it looks at together, and stages of loading, that
     fit into shared memory, of a tile's lanes and a key of ``size`` bytes."""
-    if size >= HUGE and group <= FEW < lanes:
+    if size >= HUGE and group <= FEW <= lanes:
         return FEW, BLOCK // 2, 1
     return lanes, BLOCK if size <= NARROW else BLOCK // 2, STAGES
 
