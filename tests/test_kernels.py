@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from adaptive_spec.bench import gpu
+from adaptive_spec.bench.settings import BenchSettings
+from adaptive_spec.bench.turns import warm_up
 from adaptive_spec.cache import SlotPool
 from adaptive_spec.cli.main import app
 from adaptive_spec.drafters.base import CandidateTree
@@ -416,6 +418,32 @@ def test_other_requests_cost_the_masks_but_not_the_kernel() -> None:
     assert 0.5 * 64 * one.bytes < many.bytes <= 64 * one.bytes  # alone, contexts are split
     alone, crowd = (cost.by_masks(gpu.PAPER, count, 16, 1024) for count in (1, 64))
     assert crowd.bytes > 500 * alone.bytes
+
+
+def test_variants_are_compiled_before_the_clock_runs() -> None:
+    """On a GPU every batch is decoded once untimed, as long as it will be."""
+    batches: Any = ["short", "long"]
+    settings = BenchSettings(model="x", device="cuda", max_new_tokens=100)
+    assert warm_up(settings, batches) == (batches, settings.generation())
+    few, options = warm_up(replace(settings, device="cpu"), batches)
+    assert few == ["short"]
+    assert options["max_new_tokens"] == 16
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_bench_gpu_fails_where_kernels_do(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After everything was printed, with a line on which it was."""
+    about = {"kernel": "peaks", "rows": 256, "kernel_ms": 1.0, "torch_ms": 2.0, "ratio": 2.0}
+    row = {**about, "difference": 0.5, "bound": 1e-4, "wrong_ids": 3, "fails": fails}
+    monkeypatch.setattr(here, "missing", lambda device: None)
+    monkeypatch.setattr(here, "in_use", lambda device: "a GPU")
+    monkeypatch.setattr(gpu, "measured", lambda device, dtype: [row])
+    decoded = SimpleNamespace(rows=(), mismatches=0, as_dict=dict)
+    monkeypatch.setattr("adaptive_spec.bench.runner.run_bench", lambda *_: decoded)
+    found = CliRunner().invoke(app, ["bench-gpu", "--dtype", "float32"])
+    assert "difference 5.0e-01" in found.stdout
+    assert found.exit_code == int(fails), found.output
+    assert ("peaks (256 rows) is not what torch computes" in found.stderr) == fails
 
 
 def test_bench_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,7 +70,11 @@ def bench_gpu(
         print(json.dumps({"device": in_use(device), "kernels": found, **decoded.as_dict()}))
     else:
         _measured(in_use(device), found, decoded)
-    if decoded.mismatches:
+    if failing := [row for row in found if row["fails"]]:
+        for row in failing:
+            message = f"{_about(row)} is not what torch computes: see difference and wrong ids"
+            print(message, file=sys.stderr)
+    if failing or decoded.mismatches:
         raise typer.Exit(1)
 
 
@@ -108,15 +113,19 @@ def _pair(pair: list[float | None]) -> str:
     return ours if ours == theirs == "no room" else f"{ours} / {theirs}"
 
 
+def _about(row: dict[str, Any]) -> str:
+    """The kernel and the sizes it was measured at."""
+    sizes = ("requests", "nodes", "context", "rows")
+    return f"{row['kernel']} ({', '.join(f'{row[k]} {k}' for k in sizes if k in row)})"
+
+
 def _measured(device: str, kernels: list[dict[str, Any]], decoded: BenchResult) -> None:
     print(device)
     for row in kernels:
-        about = ", ".join(
-            f"{row[k]} {k}" for k in ("requests", "nodes", "context", "rows") if k in row
-        )
         print(
-            f"{row['kernel']} ({about}): {row['kernel_ms']:.3f} ms, torch {row['torch_ms']:.3f} ms "
-            f"({row['ratio']:.2f}x), difference {row['difference']:.1e}"
+            f"{_about(row)}: {row['kernel_ms']:.3f} ms, torch {row['torch_ms']:.3f} ms "
+            f"({row['ratio']:.2f}x), difference {row['difference']:.1e} of {row['bound']:.1e}, "
+            f"{row['wrong_ids']} wrong ids{', FAILS' if row['fails'] else ''}"
         )
         if on_paper := row.get("paper_ms"):
             print("  on paper: " + ", ".join(f"{one} {ms:.3f} ms" for one, ms in on_paper.items()))

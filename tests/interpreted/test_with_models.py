@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from test_heads import tiny_head
 from torch.overrides import TorchFunctionMode
 
+from adaptive_spec.bench import gpu_drafts
 from adaptive_spec.bench.gpu import Shape, measured
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
 from adaptive_spec.hf import AdaptiveDecoder
@@ -154,6 +156,34 @@ def test_the_benchmark_compares_like_with_like() -> None:
     """As `bench-gpu` calls it, with sizes for an interpreter."""
     shape = Shape(2, 3, 10, heads=2, kv_heads=1, size=64)
     rows = measured(torch.device("cpu"), torch.float32, [shape], repeats=1)
-    assert [row["kernel"] for row in rows] == ["tree attention", "candidates", "peaks"]
+    names = ["tree attention", "candidates", "children", "peaks", "walk"]
+    assert [row["kernel"] for row in rows] == names
+    assert not any(row["fails"] for row in rows)
     assert all(row["difference"] < 1e-4 and row["kernel_ms"] > 0 for row in rows)
     assert 0 < rows[0]["paper_ms"]["h100"] < rows[0]["paper_ms"]["l4"]
+
+
+@pytest.mark.parametrize("wrong", ["ids", "rest", "chance"])
+def test_the_benchmark_judges(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that is not the likeliest, a rest that is too large, children in another order."""
+    cpu = torch.device("cpu")
+    name = "children" if wrong == "chance" else "candidates"
+    right = getattr(candidates, name)
+
+    def spoiled(*args: Any, **how: Any) -> Any:
+        found = right(*args, **how)
+        if wrong == "chance":
+            return replace(found, ids=found.ids.flip(1))
+        if wrong == "rest":
+            return replace(found, rest=found.rest + 0.01)
+        ids = found.ids.clone()
+        ids[1, 5] += 1
+        return replace(found, ids=ids)
+
+    monkeypatch.setattr(candidates, name, spoiled)
+    measure = getattr(gpu_drafts, name)
+    row = measure(cpu, torch.bfloat16, 1, 4, vocab=300)
+    assert row["fails"]
+    assert (row["wrong_ids"] > 0) == (wrong != "rest")
+    monkeypatch.undo()
+    assert not measure(cpu, torch.bfloat16, 1, 4, vocab=300)["fails"]
