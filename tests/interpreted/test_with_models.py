@@ -33,6 +33,20 @@ def decoder(model: Any, check: bool = False) -> AdaptiveDecoder:
     return AdaptiveDecoder(model, config, drafter=drafter)
 
 
+def without(model: Any, prompt: list[int], **call: Any) -> list[int]:
+    """Plain decoding under masks; at temperature 0 also what ``generate`` itself writes."""
+    with AdaptiveDecoder(model, {"policy": "plain", "kernels": "off"}) as one:
+        assert one.target.kernels is None
+        text = run(one, prompt, **call)
+    if not call.get("do_sample"):
+        ids = torch.tensor([prompt])
+        written = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **call
+        )
+        assert written[0, len(prompt) :].tolist() == text
+    return text
+
+
 @pytest.mark.fault("C4")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_logits_of_a_tree(kind: str) -> None:
@@ -53,7 +67,9 @@ def test_text_is_that_of_plain_decoding(kind: str, temperature: float) -> None:
         call |= {"do_sample": True, "temperature": temperature, "seed": 3}
     with decoder(model) as one:
         assert one.target.kernels is not None
-        assert run(one, PROMPT, **call) == plain(model, PROMPT, **call)
+        text = run(one, PROMPT, **call)
+        assert text == plain(model, PROMPT, **call)
+        assert text == without(model, PROMPT, **call)
         assert one.target.kernels.layout is not None
         one.check_integrity()
 
@@ -67,6 +83,7 @@ def test_requests_side_by_side() -> None:
             one.step(open_ones)
         for prompt, session in zip(prompts, sessions, strict=True):
             assert session.generated == plain(model, prompt, max_new_tokens=5)
+            assert session.generated == without(model, prompt, max_new_tokens=5)
 
 
 class Readings(TorchFunctionMode):
