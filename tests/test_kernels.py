@@ -63,6 +63,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from adaptive_spec.kernels import candidates as c, tree_attention as a, walk as w
+from adaptive_spec.kernels import cost_of_drafts as on_paper
+
+assert on_paper.candidates.__defaults__ == (c.CHUNK,)
+assert on_paper.peaks.__defaults__ == (w.CHUNK,)
 
 STRIDES = "query_row query_head key_slot key_head value_slot value_head stride table_row"
 
