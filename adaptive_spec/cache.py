@@ -221,7 +221,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def purge(self) -> set[int]:
         """Clear every slot with a non-finite entry in any layer; the owners they belonged to."""
-        bad = torch.zeros(len(self.pool), dtype=torch.bool)
+        bad = torch.zeros(len(self.pool), dtype=torch.bool, device="cpu")
         for layer in self.layers:
             for tensor in (layer.keys, layer.values):
                 if tensor is not None:

@@ -175,3 +175,18 @@ def test_a_masked_non_finite_slot_would_matter() -> None:
         decoder.target.prepare = prepare  # type: ignore[method-assign]
         session.step()
         assert session.finish_reason == "error"
+
+
+@pytest.mark.fault("C10")
+def test_purging_does_not_depend_on_the_default_device() -> None:
+    """Somebody may have called ``torch.set_default_device``."""
+    decoder = AdaptiveDecoder(tiny_model("llama"), "plain")
+    with decoder.start(PROMPT, max_new_tokens=4) as session:
+        session.step()
+        slots = decoder.requests.pool.slots(session.owner)
+        keys = decoder.cache.layers[0].keys
+        assert keys is not None
+        keys[0, 0, slots[2], 1] = torch.nan
+        with torch.device("meta"):
+            assert decoder.cache.purge() == {session.owner}
+        assert bool((keys[:, :, slots[2]] == 0).all())

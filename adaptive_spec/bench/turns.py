@@ -82,12 +82,12 @@ class Turns:
         return [replace(row, peak_memory_ratio=peaks[row.name] / base) for row in rows]
 
     def _warm_up(self, progress: Progress) -> None:
-        most = min(self._settings.max_new_tokens, WARM_UP_TOKENS)
-        options = {**self._options, "max_new_tokens": most}
+        batches, options = warm_up(self._settings, self._batches)
         for one in self._names:
             progress(f"{self._dtype} warm-up {one.name}", 0.0)
             label = f"{self._dtype}/{one.name}/warm-up"
-            self._runners[one.name].run(self._batches[0], label, options)
+            for batch in batches:
+                self._runners[one.name].run(batch, label, options)
             threads = self._threads[one.name]
             threads.steps, threads.disturb = 0, self._settings.disturb
 
@@ -193,6 +193,20 @@ class Turns:
             versus_high=against.high if against else None,
             kernels=_kernels(self._runners[one.name]),
         )
+
+
+def warm_up(
+    settings: BenchSettings, batches: Sequence[Batch]
+) -> tuple[Sequence[Batch], dict[str, object]]:
+    """What is decoded before any clock runs, and the arguments of ``generate`` for it.
+
+    Where kernels are compiled on first use, that is everything once: which variants a batch needs
+    depends on its length and on how far it goes. Elsewhere a few tokens of the first batch.
+    """
+    options = settings.generation()
+    if settings.device != "cpu":
+        return batches, options
+    return batches[:1], {**options, "max_new_tokens": min(settings.max_new_tokens, WARM_UP_TOKENS)}
 
 
 def _kernels(runner: Runner) -> bool | None:

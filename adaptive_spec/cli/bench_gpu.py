@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adaptive_spec.cli.output import progress, results
+from adaptive_spec.cli.output import progress
 from adaptive_spec.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -33,8 +34,13 @@ def bench_gpu(
     from adaptive_spec.bench import gpu
 
     if paper:
-        rows = list(gpu.paper())
-        results.print(json.dumps({"paper": rows}), soft_wrap=True) if as_json else _paper(rows)
+        rows, drafts = list(gpu.paper()), list(gpu.paper_of_drafts())
+        if as_json:
+            print(json.dumps({"paper": rows, "drafts": drafts}))
+        else:
+            _paper(rows)
+            print()
+            _paper_of_drafts(drafts)
         return
     import torch
 
@@ -64,7 +70,11 @@ def bench_gpu(
         print(json.dumps({"device": in_use(device), "kernels": found, **decoded.as_dict()}))
     else:
         _measured(in_use(device), found, decoded)
-    if decoded.mismatches:
+    if failing := [row for row in found if row["fails"]]:
+        for row in failing:
+            message = f"{_about(row)} is not what torch computes: see difference and wrong ids"
+            print(message, file=sys.stderr)
+    if failing or decoded.mismatches:
         raise typer.Exit(1)
 
 
@@ -72,28 +82,50 @@ def _paper(rows: list[dict[str, Any]]) -> None:
     """As Markdown, which is what ``docs/kernels.md`` holds."""
     from adaptive_spec.bench.gpu import GPUS
 
-    heads = [*HEADINGS, *(f"{gpu} ms, kernel / masks" for gpu in GPUS)]
-    print(f"| {' | '.join(heads)} |")
-    print("|" + "---|" * len(heads))
+    _heading([*HEADINGS, *(f"{gpu} ms, kernel / masks" for gpu in GPUS)])
     for row in rows:
         cells = [row["requests"], row["nodes"], f"{row['context'] // 1024}k"]
         cells += [f"{row[f'{name}_gb']:.3g}" for name in ("kernel", "masks")]
         cells += [f"{row[f'{name}_tflop']:.3g}" for name in ("kernel", "masks")]
-        for gpu in GPUS:
-            ours, theirs = row[gpu]
-            cells.append(f"{ours:.3g} / {f'{theirs:.3g}' if row['fits'] else 'no room'}")
+        cells += [_pair(row[gpu]) for gpu in GPUS]
         print(f"| {' | '.join(map(str, cells))} |")
+
+
+def _paper_of_drafts(rows: list[dict[str, Any]]) -> None:
+    from adaptive_spec.bench.gpu import GPUS
+
+    about = ["shape", "kernel", "requests"]
+    _heading([*about, "MB", "Gop", "KB carried", *(f"{gpu} us, kernel / torch" for gpu in GPUS)])
+    for row in rows:
+        cells = [row[name] for name in about]
+        cells += [_pair(row[name]) for name in ("mb", "gop", "kb_carried", *GPUS)]
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def _heading(names: list[str]) -> None:
+    print(f"| {' | '.join(names)} |")
+    print("|" + "---|" * len(names))
+
+
+def _pair(pair: list[float | None]) -> str:
+    """A figure of each route, or that there is no room for it."""
+    ours, theirs = ("no room" if one is None else f"{one:.3g}" for one in pair)
+    return ours if ours == theirs == "no room" else f"{ours} / {theirs}"
+
+
+def _about(row: dict[str, Any]) -> str:
+    """The kernel and the sizes it was measured at."""
+    sizes = ("requests", "nodes", "context", "rows")
+    return f"{row['kernel']} ({', '.join(f'{row[k]} {k}' for k in sizes if k in row)})"
 
 
 def _measured(device: str, kernels: list[dict[str, Any]], decoded: BenchResult) -> None:
     print(device)
     for row in kernels:
-        about = ", ".join(
-            f"{row[k]} {k}" for k in ("requests", "nodes", "context", "rows") if k in row
-        )
         print(
-            f"{row['kernel']} ({about}): {row['kernel_ms']:.3f} ms, torch {row['torch_ms']:.3f} ms "
-            f"({row['ratio']:.2f}x), difference {row['difference']:.1e}"
+            f"{_about(row)}: {row['kernel_ms']:.3f} ms, torch {row['torch_ms']:.3f} ms "
+            f"({row['ratio']:.2f}x), difference {row['difference']:.1e} of {row['bound']:.1e}, "
+            f"{row['wrong_ids']} wrong ids{', FAILS' if row['fails'] else ''}"
         )
         if on_paper := row.get("paper_ms"):
             print("  on paper: " + ", ".join(f"{one} {ms:.3f} ms" for one, ms in on_paper.items()))

@@ -207,7 +207,7 @@ def children(
         scale: [M, 2] float32 what the place's scores, and what the corrections, are multiplied by.
         table: [V, r] what draft tokens answer to a query.
         heat: [P] float32.
-        best: K, below C.
+        best: K, at most C.
         noise: [P, C] float32 that the candidates will be drawn with; without it children are ranked
             by their probability.
         unseen: [P] float32 as ``rest``, of the scores that no noise was looked up for.

@@ -1,4 +1,4 @@
-"""What attention and candidates of a step cost, by kernel and by torch under masks: on paper.
+"""What attention of a step costs, by kernel and by torch under masks: on paper.
 
 Bytes that are moved and FLOPs, for the roofline of a GPU that reaches its published peaks
 (``profilers.hardware``). Every tile, or block of rows, is taken to read its keys and values from
@@ -21,9 +21,6 @@ BUS = 25e9
 """Bytes per second from host to device (PCIe 4, sixteen lanes)."""
 WIDTH = 2
 """Bytes per number: half precision."""
-TORCH_PER_SCORE = 52
-"""Bytes that torch moves per score for candidates: a float32 copy, top-k, shift, copy, exp, two
-sums and a product, each reading and writing all of it (``heads.branches``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +30,14 @@ class Cost:
     flops: float
     bytes: float
     """Moved in the device's memory."""
-    uploaded: float
-    """Bytes from host to device."""
+    carried: float
+    """Bytes between host and device."""
     held: float = 0.0
-    """Bytes of the largest thing that has to be in memory for it."""
+    """Bytes that have to be in memory at once for it; 0 where that is next to nothing."""
 
     def seconds(self, peaks: Peaks) -> float:
         """On a device that reaches its peaks."""
-        return max(self.bytes / peaks.bandwidth, self.flops / peaks.flops) + self.uploaded / BUS
+        return max(self.bytes / peaks.bandwidth, self.flops / peaks.flops) + self.carried / BUS
 
 
 def by_kernel(facts: Architecture, requests: int, nodes: int, context: int) -> Cost:
@@ -51,16 +48,16 @@ def by_kernel(facts: Architecture, requests: int, nodes: int, context: int) -> C
     tiles = requests * ceil(part / (lanes // group))
     words = ceil(part / WORD)
     read = tiles * keys * facts.kv_heads * (2 * facts.head_dim * WIDTH + 4)
-    own = rows * (2 * facts.heads * facts.head_dim * WIDTH + 4 * words * facts.kv_heads)
-    splits = splits_of(tiles * facts.kv_heads, context)
+    splits = splits_of(tiles * facts.kv_heads, context)  # each reads the queries
+    own = rows * ((splits + 1) * facts.heads * facts.head_dim * WIDTH + 4 * words * facts.kv_heads)
     if splits > 1:  # float32 sums of every split are written and read
         own += 2 * 4 * splits * rows * facts.heads * (facts.head_dim + 2)
     flops = 4.0 * tiles * lanes * facts.kv_heads * keys * facts.head_dim
     return Cost(
         flops=facts.layers * flops,
         bytes=float(facts.layers * (read + own)),
-        uploaded=4.0 * rows * (words + 6),
-        held=4.0 * requests * context,
+        carried=4.0 * rows * (words + 6),
+        held=_resident(facts, requests * keys) + 4.0 * requests * context,
     )
 
 
@@ -79,14 +76,12 @@ def by_masks(facts: Architecture, requests: int, nodes: int, context: int) -> Co
     return Cost(
         flops=4.0 * facts.layers * rows * facts.heads * slots * facts.head_dim,
         bytes=float(facts.layers * (copies + mask + read + own)),
-        uploaded=float(rows * slots),
-        held=float(rows * slots * (1 + WIDTH)),
+        carried=float(rows * slots),
+        held=_resident(facts, slots) + rows * slots * (1.0 + WIDTH) + (wide if copies else 0),
     )
 
 
-def candidates(vocab: int, places: int, *, kernel: bool, count: int = 64) -> Cost:
-    """The likeliest ``count`` tokens of every place, log-sum-exp and entropy."""
-    scores = float(places * vocab)
-    winners = places * ceil(vocab / 2048) * count * 8
-    moved = WIDTH * scores + 2.0 * winners if kernel else TORCH_PER_SCORE * scores
-    return Cost(flops=8.0 * scores, bytes=moved, uploaded=0.0)
+def _resident(facts: Architecture, slots: int) -> float:
+    """Bytes of weights, and of keys and values of all layers."""
+    each = 2.0 * facts.layers * facts.kv_heads * facts.head_dim
+    return WIDTH * (facts.parameters + slots * each)

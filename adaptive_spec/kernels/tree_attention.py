@@ -23,8 +23,13 @@ from adaptive_spec.kernels.layout import BLOCK, WORD, Layout, splits_of
 LOG2_E = tl.constexpr(1.4426950408889634)
 EVERYTHING = 1 << 30
 """A window that leaves nothing out."""
-NARROW = 256
-"""Bytes of a key with which a whole block still fits into any GPU's shared memory."""
+NARROW, HUGE = 256, 1024
+"""Bytes of a key with which a whole block still fits into any GPU's shared memory, and with which
+half a block fits for ``FEW`` lanes only, with nothing loaded ahead: a tile is then worked on in
+pieces."""
+FEW = 32
+STAGES = 3
+"""Blocks that are loaded or worked on at once; Triton's own choice."""
 WIDEN = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 """Multiply in float32: Triton's interpreter takes the bits of bfloat16 for integers. Products of
 half-precision numbers are exact in float32, so nothing else changes."""
@@ -52,47 +57,22 @@ def _take(asked, found, held, sees, scale, best, weight, mixed):
 
 @triton.jit(do_not_specialize=["window", "context_row", "tree_row", "words", "rows"])
 def _attend(
-    query,
-    key,
-    value,
-    out,
-    partial,
-    summary,
-    context,
-    parts,
-    tiles,
-    tree,
-    positions,
-    bits,
-    scale,
-    window,
-    query_row,
-    query_head,
-    key_slot,
-    key_head,
-    value_slot,
-    value_head,
-    context_row,
-    tree_row,
-    words,
-    rows,
-    heads,
-    GROUP: tl.constexpr,
-    SIZE: tl.constexpr,
-    WIDE: tl.constexpr,
-    LANES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BITS: tl.constexpr,
+    query, key, value, out, partial, summary, context, parts, tiles, tree, positions, bits,
+    scale, window, query_row, query_head, key_slot, key_head, value_slot, value_head,
+    context_row, tree_row, words, rows, heads,
+    GROUP: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr,
+    PIECES: tl.constexpr, TALL: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
     SPLITS: tl.constexpr,
-):
-    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+):  # fmt: skip
+    tile, kv_head, split = tl.program_id(0) // PIECES, tl.program_id(1), tl.program_id(2)
     part = tl.load(tiles + 2 * tile)
     first = tl.load(tiles + 2 * tile + 1)
     request = tl.load(parts + 5 * part).to(tl.int64)
     length = tl.load(parts + 5 * part + 1)
     branch = tl.load(parts + 5 * part + 2)
     seen = tl.load(parts + 5 * part + 3)
-    end = tl.load(parts + 5 * part + 4)
+    end = tl.minimum(tl.load(parts + 5 * part + 4), first + TALL)
+    first += tl.program_id(0) % PIECES * (LANES // GROUP)  # a last piece may be empty
 
     lane = tl.arange(0, LANES)
     row = first + lane // GROUP
@@ -172,6 +152,14 @@ def _add_up(
     tl.store(out + place * SIZE + size, answer.to(out.dtype.element_ty), size < SIZE)
 
 
+def fitted(lanes: int, group: int, size: int) -> tuple[int, int, int]:
+    """Lanes of a program, committed slots that it looks at together, and stages of loading, that
+    fit into shared memory, of a tile's lanes and a key of ``size`` bytes."""
+    if size >= HUGE and group <= FEW <= lanes:
+        return FEW, BLOCK // 2, 1
+    return lanes, BLOCK if size <= NARROW else BLOCK // 2, STAGES
+
+
 def tree_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -207,40 +195,17 @@ def tree_attention(
     partial = torch.empty((*space, size), dtype=torch.float32, device=query.device)
     summary = torch.empty((*space, 2), dtype=torch.float32, device=query.device)
     wide = triton.next_power_of_2(max(size, 16))
-    _attend[(len(layout.tiles), kv_heads, splits)](
-        query,
-        key,
-        value,
-        out,
-        partial,
-        summary,
-        layout.context,
-        layout.parts,
-        layout.tiles,
-        layout.tree,
-        layout.positions,
-        layout.bits,
-        scale,
-        EVERYTHING if window is None else window,
-        query.stride(1),
-        query.stride(0),
-        key.stride(1),
-        key.stride(0),
-        value.stride(1),
-        value.stride(0),
-        layout.context.stride(0),
-        layout.tree.stride(0),
-        layout.bits.stride(0),
-        rows,
-        heads,
-        GROUP=group,
-        SIZE=size,
-        WIDE=wide,
-        LANES=layout.lanes,
-        BLOCK=BLOCK if wide * key.element_size() <= NARROW else BLOCK // 2,
-        BITS=WORD,
-        SPLITS=splits,
-    )
+    lanes, block, stages = fitted(layout.lanes, group, wide * key.element_size())
+    tall = layout.lanes // layout.group
+    pieces = triton.cdiv(tall, lanes // group)
+    _attend[(len(layout.tiles) * pieces, kv_heads, splits)](
+        query, key, value, out, partial, summary, layout.context, layout.parts, layout.tiles,
+        layout.tree, layout.positions, layout.bits, scale, EVERYTHING if window is None else window,
+        query.stride(1), query.stride(0), key.stride(1), key.stride(0), value.stride(1),
+        value.stride(0), layout.context.stride(0), layout.tree.stride(0), layout.bits.stride(0),
+        rows, heads, GROUP=group, SIZE=size, WIDE=wide, LANES=lanes, PIECES=pieces, TALL=tall,
+        BLOCK=block, BITS=WORD, SPLITS=splits, num_stages=stages,
+    )  # fmt: skip
     if splits > 1:
         places = rows * heads
         _add_up[(places,)](partial, summary, out, places, SIZE=size, WIDE=wide, SPLITS=splits)

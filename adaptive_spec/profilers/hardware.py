@@ -47,6 +47,8 @@ _GPUS: tuple[tuple[str, float, float, float], ...] = (
 )
 """Words of the device name -> GB/s, dense half-precision and float32 TFLOP/s, as the makers publish
 them. The first entry whose words all occur wins."""
+_MEMORY = {"h100": 80 * _GB, "a100": 80 * _GB, "l4": 24 * _GB}
+"""Bytes, of those that costs on paper are computed for."""
 
 CPU_BANDWIDTH, CPU_THREADS = 5 * _GB, 20
 """Bytes per second that one thread streams, and threads after which memory is saturated."""
@@ -83,10 +85,15 @@ def peaks(facts: Architecture, threads: int) -> Peaks:
     return _estimated(gpu, wide)
 
 
-def published(gpu: str) -> Peaks:
-    """Peaks in half precision of a GPU by its words in the table."""
-    bandwidth, half = next((rate, flops) for name, rate, flops, _ in _GPUS if name == gpu)
-    return Peaks(bandwidth * _GB, half * _TERA)
+def published(gpu: str, wide: bool = False) -> Peaks:
+    """Peaks in half precision, or ``wide`` in float32, of a GPU by its words in the table."""
+    rate, half, full = next(found for name, *found in _GPUS if name == gpu)
+    return Peaks(rate * _GB, (full if wide else half) * _TERA)
+
+
+def memory(gpu: str) -> float:
+    """Bytes of a GPU's memory, as its maker publishes them."""
+    return _MEMORY[gpu]
 
 
 def fingerprint(facts: Architecture, threads: int) -> Fingerprint:

@@ -11,7 +11,7 @@ from forwards import POISON, Forward, forward
 
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.kernels import reference
-from adaptive_spec.kernels.layout import Layouts
+from adaptive_spec.kernels.layout import Layouts, splits_of
 from adaptive_spec.kernels.tree_attention import tree_attention
 from adaptive_spec.packing import pack, tree_part
 
@@ -51,6 +51,37 @@ def test_all_head_sizes(size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("heads", [(4, 4), (9, 3), (7, 1), (8, 2)])
 def test_grouped_heads(heads: tuple[int, int]) -> None:
     one = forward(heads[0], [40, 3], [20, 9], heads=heads[0], kv_heads=heads[1])
+    assert deviation(one) < 1e-5
+
+
+@pytest.mark.parametrize("heads", [(8, 1), (80, 1)])
+def test_large_groups(heads: tuple[int, int]) -> None:
+    """Several tiles; and more query heads than a tile usually has lanes."""
+    one = forward(heads[0], [40, 3], [20, 9], heads=heads[0], kv_heads=heads[1])
+    assert deviation(one) < 1e-5
+
+
+@pytest.mark.parametrize("group", [3, 8])
+def test_tiles_in_pieces(group: int) -> None:
+    """float32 heads of 256, whose tiles are too large for small GPUs; the last piece of a tile that
+    is a multiple of nothing."""
+    one = forward(group, [70, 5], [40, 3], heads=group, kv_heads=1, size=256, fill=1)
+    assert one.layout.lanes == 64
+    assert deviation(one) < 1e-5
+    assert deviation(one, splits=2) < 1e-5
+
+
+@pytest.mark.parametrize("size", [80, 128])
+def test_splits_in_half_precision(size: int) -> None:
+    one = forward(size, [200, 70], [9, 4], size=size, dtype=torch.bfloat16)
+    assert deviation(one, splits=4) < ROUNDING[torch.bfloat16]
+
+
+def test_splits_are_chosen() -> None:
+    """256 committed tokens and few programs."""
+    one = forward(2, [256, 300], [9, 4], heads=2, kv_heads=1)
+    programs = len(one.layout.tiles) * len(one.key)
+    assert splits_of(programs, one.layout.longest) == 2
     assert deviation(one) < 1e-5
 
 

@@ -107,6 +107,20 @@ def test_a_query_that_is_not_finite_gives_no_children() -> None:
     assert torch.isfinite(got.chance[1]).all()
 
 
+def test_all_candidates_as_children() -> None:
+    """K = C: every candidate once."""
+    heat, table = torch.ones(2), torch.randn(100, 3, generator=torch.Generator().manual_seed(2))
+    found = reference.candidates(scores(2, 100, 3), heat, 4)
+    place, query = torch.tensor([1, 0], dtype=torch.int32), torch.ones(2, 3)
+    got, want = (
+        one.children(place, query, torch.ones(2, 2), found, table, heat, 4)
+        for one in (kernels, reference)
+    )
+    assert torch.equal(got.ids, want.ids)
+    assert torch.equal(got.ids.sort().values, found.ids[[1, 0]].sort().values)
+    assert close(got.chance, want.chance)
+
+
 def test_a_child_of_another_place_would_show() -> None:
     """The negative control of the two tests above."""
     heat = torch.ones(2)

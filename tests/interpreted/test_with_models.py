@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from test_heads import tiny_head
 from torch.overrides import TorchFunctionMode
 
+from adaptive_spec.bench import gpu_drafts
 from adaptive_spec.bench.gpu import Shape, measured
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
 from adaptive_spec.hf import AdaptiveDecoder
@@ -29,6 +31,20 @@ def decoder(model: Any, check: bool = False) -> AdaptiveDecoder:
     drafter = CausalParallelDrafter(head, 256, siblings=4, candidates=16, kernels=candidates)
     config = {"policy": "fixed:8", "self_check": check}
     return AdaptiveDecoder(model, config, drafter=drafter)
+
+
+def without(model: Any, prompt: list[int], **call: Any) -> list[int]:
+    """Plain decoding under masks; at temperature 0 also what ``generate`` itself writes."""
+    with AdaptiveDecoder(model, {"policy": "plain", "kernels": "off"}) as one:
+        assert one.target.kernels is None
+        text = run(one, prompt, **call)
+    if not call.get("do_sample"):
+        ids = torch.tensor([prompt])
+        written = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **call
+        )
+        assert written[0, len(prompt) :].tolist() == text
+    return text
 
 
 @pytest.mark.fault("C4")
@@ -51,7 +67,9 @@ def test_text_is_that_of_plain_decoding(kind: str, temperature: float) -> None:
         call |= {"do_sample": True, "temperature": temperature, "seed": 3}
     with decoder(model) as one:
         assert one.target.kernels is not None
-        assert run(one, PROMPT, **call) == plain(model, PROMPT, **call)
+        text = run(one, PROMPT, **call)
+        assert text == plain(model, PROMPT, **call)
+        assert text == without(model, PROMPT, **call)
         assert one.target.kernels.layout is not None
         one.check_integrity()
 
@@ -65,6 +83,7 @@ def test_requests_side_by_side() -> None:
             one.step(open_ones)
         for prompt, session in zip(prompts, sessions, strict=True):
             assert session.generated == plain(model, prompt, max_new_tokens=5)
+            assert session.generated == without(model, prompt, max_new_tokens=5)
 
 
 class Readings(TorchFunctionMode):
@@ -154,6 +173,34 @@ def test_the_benchmark_compares_like_with_like() -> None:
     """As `bench-gpu` calls it, with sizes for an interpreter."""
     shape = Shape(2, 3, 10, heads=2, kv_heads=1, size=64)
     rows = measured(torch.device("cpu"), torch.float32, [shape], repeats=1)
-    assert [row["kernel"] for row in rows] == ["tree attention", "candidates", "peaks"]
+    names = ["tree attention", "candidates", "children", "peaks", "walk"]
+    assert [row["kernel"] for row in rows] == names
+    assert not any(row["fails"] for row in rows)
     assert all(row["difference"] < 1e-4 and row["kernel_ms"] > 0 for row in rows)
     assert 0 < rows[0]["paper_ms"]["h100"] < rows[0]["paper_ms"]["l4"]
+
+
+@pytest.mark.parametrize("wrong", ["ids", "rest", "chance"])
+def test_the_benchmark_judges(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that is not the likeliest, a rest that is too large, children in another order."""
+    cpu = torch.device("cpu")
+    name = "children" if wrong == "chance" else "candidates"
+    right = getattr(candidates, name)
+
+    def spoiled(*args: Any, **how: Any) -> Any:
+        found = right(*args, **how)
+        if wrong == "chance":
+            return replace(found, ids=found.ids.flip(1))
+        if wrong == "rest":
+            return replace(found, rest=found.rest + 0.01)
+        ids = found.ids.clone()
+        ids[1, 5] += 1
+        return replace(found, ids=ids)
+
+    monkeypatch.setattr(candidates, name, spoiled)
+    measure = getattr(gpu_drafts, name)
+    row = measure(cpu, torch.bfloat16, 1, 4, vocab=300)
+    assert row["fails"]
+    assert (row["wrong_ids"] > 0) == (wrong != "rest")
+    monkeypatch.undo()
+    assert not measure(cpu, torch.bfloat16, 1, 4, vocab=300)["fails"]
