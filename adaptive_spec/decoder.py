@@ -67,6 +67,7 @@ class Decoder:
         learner: Learner | None = None,
         log: BudgetLog | NullLog | None = None,
         clock: Clock = monotonic,
+        checked: bool = False,
     ) -> None:
         self.config, self.clock, self.target = config, clock, target
         self.drafting = Panel(drafters, clock)
@@ -74,7 +75,8 @@ class Decoder:
         sizes = config.tree.sizes
         self._filling = Filling(default_sizes(target.architecture) if sizes is None else sizes)
         if config.self_check:
-            self_check(target)
+            if not checked:
+                self_check(target)
             warm_up(target, self._filling.usual)
         latency = NullLatency() if latency is None else latency
         latency = WalledLatency(latency, self.faults, self._filling)
@@ -100,7 +102,7 @@ class Decoder:
             any(coupled),
             self.faults,
         )
-        self._timer = device_timer(target.device.type, clock)
+        self._timer = device_timer(target.device, clock)
         self._groups = itertools.count()
         self._update_seconds = self._report_seconds = 0.0
         self._lock = threading.RLock()

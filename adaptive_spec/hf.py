@@ -30,11 +30,13 @@ from adaptive_spec.drafters.base import Drafter
 from adaptive_spec.drafters.registry import DraftContext
 from adaptive_spec.errors import ArgumentError, CacheError, DecodingError, UnsupportedError
 from adaptive_spec.heads.store import save_head
+from adaptive_spec.model_facts import refuse
 from adaptive_spec.models import load
 from adaptive_spec.outputs import assemble
 from adaptive_spec.row_rules import stop_string_criteria
+from adaptive_spec.selfcheck import self_check
 from adaptive_spec.session import Session
-from adaptive_spec.target import Target, refuse
+from adaptive_spec.target import Target
 
 
 class AdaptiveDecoder(Decoder):
@@ -70,12 +72,14 @@ class AdaptiveDecoder(Decoder):
         taps = [tap for one in drafters for tap in one.taps]
         target = Target(model, taps, kernels=resolved.kernels == "auto")
         try:
+            if resolved.self_check:  # first, because what the target costs depends on its outcome
+                self_check(target)
             models = build_models(resolved, target.architecture, torch.get_num_threads(), names)
             foreign = parts.keys() & {"latency", "acceptance"}
             self._models = None if foreign else models
             parts = {"latency": models[0], "acceptance": models[1], **parts}
             parts.setdefault("log", build_log(resolved))
-            super().__init__(target, resolved, drafters, **parts)
+            super().__init__(target, resolved, drafters, checked=True, **parts)
         except BaseException:
             target.close()
             raise

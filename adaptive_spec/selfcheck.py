@@ -17,14 +17,17 @@ import torch
 from adaptive_spec.cache import SlotCache, SlotPool
 from adaptive_spec.drafters.base import CandidateTree
 from adaptive_spec.errors import UnsupportedError
+from adaptive_spec.kernels.attach import TreeKernels
 from adaptive_spec.packing import chain_part, pack, tree_part
 from adaptive_spec.target import Target, is_out_of_memory
-from adaptive_spec.types import ROOT
+from adaptive_spec.types import ROOT, Ints
 
 _PROMPT = 6
 _PARENTS = np.array([ROOT, ROOT, 0, 0, 1, 2, 3, 4])
 """Two branches at the root, one of which splits again; all leaves at depth 3."""
 _LEAVES = (5, 6, 7)
+_LONG = 272
+"""Tokens of a prompt that takes wide tiles and split contexts (``kernels.layout``)."""
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-6}
 """Of the largest logit. Half precision gets 0.05: a mask that is ignored misses by far more."""
 
@@ -39,7 +42,9 @@ def self_check(target: Target) -> float:
     """
     if target.kernels is not None:
         try:
-            return _check(target)
+            worst = _check(target)
+            longest = target.architecture.context_limit - len(_PARENTS) - 1
+            return max(worst, _check(target, min(_LONG, longest), _LEAVES[:1]))
         except Exception as error:  # whatever a compiler or a driver raises
             warnings.warn(
                 f"attention goes on under masks, its kernel failed: {error}", stacklevel=2
@@ -49,14 +54,16 @@ def self_check(target: Target) -> float:
 
 
 @torch.no_grad()
-def _check(target: Target) -> float:
+def _check(target: Target, length: int = _PROMPT, leaves: Sequence[int] = _LEAVES) -> float:
+    """Args: length: of the prompt. leaves: of the branches that are compared."""
     facts = target.architecture
-    ids = (np.arange(_PROMPT + len(_PARENTS)) * 7919 + 11) % facts.vocab
-    prompt, tokens = ids[:_PROMPT], ids[_PROMPT:]
+    ids = (np.arange(length + len(_PARENTS)) * 7919 + 11) % facts.vocab
+    prompt, tokens = ids[:length], ids[length:]
     none = np.zeros(len(tokens), dtype=np.int64)
     tree = CandidateTree(tokens, _PARENTS, np.zeros(len(tokens)), none, none)
 
-    cache = SlotCache(facts.layers, SlotPool(64, 64))
+    room = 64 + 4 * length
+    cache = SlotCache(facts.layers, SlotPool(room, room))
     mine, other = cache.pool.join(), cache.pool.join()
     for owner, run in ((other, prompt[::-1][:3]), (mine, prompt[:-1])):
         part = chain_part(owner, run.tolist(), 0)
@@ -70,21 +77,21 @@ def _check(target: Target) -> float:
         )
     parts = [
         tree_part(other, int(prompt[3]), 3, CandidateTree.empty()),
-        tree_part(mine, int(prompt[-1]), _PROMPT - 1, tree),
+        tree_part(mine, int(prompt[-1]), length - 1, tree),
     ]
     batch = pack(parts, cache.pool.reserve(2 + len(tokens)), fill=2)
     logits = target.run(target.prepare(cache, batch)).logits
     if target.kernels is not None:
-        _check_verdict(target.kernels.verdict(logits[:-2]), logits[:-2])
+        _check_verdict(target.kernels, logits[:-2], tokens)
     got = logits[1:-2].float()
 
-    branches = [_path(leaf) for leaf in _LEAVES]
+    branches = [_path(leaf) for leaf in leaves]
     inputs = np.stack([np.concatenate([prompt, tokens[branch]]) for branch in branches])
     want = target.model(torch.from_numpy(inputs).to(target.device), use_cache=False).logits.float()
     misses = []
     for row, branch in enumerate(branches):
         rows = [0, *(node + 1 for node in branch)]
-        misses.append((got[rows] - want[row, _PROMPT - 1 :]).abs().max())
+        misses.append((got[rows] - want[row, length - 1 :]).abs().max())
     worst = float(torch.stack(misses).max())  # NaN if any is NaN
     scale = max(float(want.abs().max()), 1e-6)
     allowed = _TOLERANCE.get(facts.dtype, 0.05)
@@ -97,10 +104,26 @@ def _check(target: Target) -> float:
     return worst / scale
 
 
-def _check_verdict(verdict: torch.Tensor, logits: torch.Tensor) -> None:
-    """The kernels find the largest logit of every row."""
-    if not torch.equal(verdict[0].to(logits.dtype), logits.amax(dim=-1)):
+def _check_verdict(kernels: TreeKernels, logits: torch.Tensor, tokens: Ints) -> None:
+    """The kernels find the largest logits, and follow the tree: logits are bent to a branch of it.
+
+    Args:
+        logits: [2 + N, V] of the other request's root, of the root, and of the nodes.
+        tokens: [N] of the nodes.
+    """
+    bent, path = logits.clone(), _path(_LEAVES[0])
+    rows = [1, *(node + 2 for node in path)]
+    for row, node in zip(rows, path, strict=False):
+        bent[row, int(tokens[node])] = bent.abs().max() * 2 + 1
+    order = np.zeros(len(bent))
+    order[[0, *rows]] = [1, *range(1, len(rows) + 1)]
+    peak, top, found = kernels.verdict(bent)
+    highest = bent.amax(dim=-1)
+    at_top = bent.gather(1, top.long()[:, None])[:, 0]
+    if not torch.equal(peak.to(bent.dtype), highest) or not torch.equal(at_top, highest):
         raise UnsupportedError("the kernel that looks for the largest logits finds others")
+    if not np.array_equal(found.cpu().numpy(), order):
+        raise UnsupportedError("the kernel that follows the tree goes another way")
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """The target model: what it is, whether it can be served exactly, and one packed forward.
 
-The only file that knows Hugging Face models. Legend: M rows of a packed forward, S pool slots, V
-vocabulary, H hidden.
+It and ``model_facts`` alone know Hugging Face models. Legend: M rows of a packed forward, S pool
+slots, V vocabulary, H hidden.
 """
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,13 +20,16 @@ from adaptive_spec.attention import Grouped
 from adaptive_spec.cache import SlotCache
 from adaptive_spec.errors import UnsupportedError
 from adaptive_spec.kernels.attach import TreeKernels, refusal
+from adaptive_spec.model_facts import (
+    SLIDING,
+    decoder_layers,
+    describe,
+    layer_types,
+    refuse,
+    single_kind,
+)
 from adaptive_spec.packing import PackedBatch, visible
-from adaptive_spec.types import Architecture
 from adaptive_spec.uploading import upload
-
-FULL, SLIDING = "full_attention", "sliding_attention"
-_ALIBI = {"bloom", "mpt"}
-_ATTENTION = ("sdpa", "eager")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,8 @@ class Target:
         self.model = model
         self.architecture = describe(model)
         self.device: torch.device = model.device
-        self._layer_types: list[str] | None = _layer_types(model)
-        self._kinds = sorted(set(self._layer_types or [_single_kind(model)]))
+        self._layer_types: list[str] | None = layer_types(model)
+        self._kinds = sorted(set(self._layer_types or [single_kind(model)]))
         self._window = next((w for w in self.architecture.windows if w is not None), None)
         self._additive = model.config._attn_implementation == "eager"
         self._grouped = Grouped(model)
@@ -70,6 +74,7 @@ class Target:
                 self.kernels, self.architecture = found, replace(facts, grouped=True)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._tapped: dict[int, torch.Tensor] | None = None  # filled by the hooks of a run
+        self._prepared: tuple[SlotCache, PackedBatch] | None = None
         self._hooks = [
             layers[layer].register_forward_hook(self._tap(layer))
             for layers in [decoder_layers(model)]
@@ -97,6 +102,7 @@ class Target:
     def prepare(self, cache: SlotCache, batch: PackedBatch) -> dict[str, Any]:
         """The arguments of one forward: ids, positions, masks, and the cache aimed at its slots."""
         high = cache.aim(batch.slots, self.device)
+        self._prepared = cache, batch
         return {
             "input_ids": upload(batch.tokens, self.device)[None],
             "position_ids": upload(batch.positions, self.device)[None],
@@ -109,9 +115,38 @@ class Target:
     def run(self, inputs: dict[str, Any], *, last_only: bool = False) -> Verified:
         """The forward itself. Its rows are written to their slots and committed to nobody.
 
+        Where the kernels fail, for other reasons than memory, it is made again under masks.
+
         Args:
+            inputs: what was prepared last.
             last_only: logits of the last row only (prefill needs no others).
         """
+        try:
+            return self._forward(inputs, last_only)
+        except Exception as error:
+            if not self._give_up(error) or self._prepared is None:
+                raise
+        return self._forward(self.prepare(*self._prepared), last_only)
+
+    def verdict(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """What the kernels find in logits [M, V] (``TreeKernels.verdict``); None without them."""
+        try:
+            return None if self.kernels is None else self.kernels.verdict(logits)
+        except Exception as error:
+            if not self._give_up(error):
+                raise
+            return None
+
+    def _give_up(self, error: Exception) -> bool:
+        """True if the kernels may have failed, which are then used no more."""
+        if self.kernels is None or is_out_of_memory(error):
+            return False
+        message = f"attention goes on under masks, its kernel failed: {error}"
+        warnings.warn(message, stacklevel=3)
+        self.drop_kernels()
+        return True
+
+    def _forward(self, inputs: dict[str, Any], last_only: bool) -> Verified:
         options: dict[str, Any] = {"logits_to_keep": 1} if last_only and self._keeps else {}
         tapped: dict[int, torch.Tensor] = {}
         self._tapped = tapped
@@ -153,121 +188,18 @@ class Target:
         )
 
 
-def describe(model: Any) -> Architecture:
-    """The facts of ``model`` that its cost and its limits depend on."""
-    config = model.config.get_text_config()
-    types = _layer_types(model) or [_single_kind(model)] * config.num_hidden_layers
-    window = getattr(config, "sliding_window", None)
-    heads = config.num_attention_heads
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-    return Architecture(
-        model_type=config.model_type,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        intermediate=inner or 4 * config.hidden_size,
-        vocab=model.get_output_embeddings().weight.shape[0],
-        context_limit=config.max_position_embeddings,
-        windows=tuple(window if kind == SLIDING else None for kind in types),
-        experts=getattr(config, "num_experts", None)
-        or getattr(config, "num_local_experts", 0)
-        or 0,
-        experts_per_token=getattr(config, "num_experts_per_tok", 0) or 0,
-        tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        parameters=sum(weight.numel() for weight in model.parameters()),
-        grouped=Grouped(model).applies,
-    )
-
-
-def refuse(model: Any) -> None:
-    """Raise UnsupportedError for a model whose output packing would change, naming the reason."""
-    config = model.config
-    name = config.model_type
-    text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedError(f"{name}: encoder-decoder models are not supported")
-    if model.training:
-        raise UnsupportedError(f"{name}: the model is in training mode; call model.eval() first")
-    kinds = set(getattr(text, "layer_types", None) or ()) - {FULL, SLIDING}
-    if kinds or getattr(model, "_is_stateful", False):
-        found = ", ".join(sorted(kinds)) or "recurrent state"
-        raise UnsupportedError(f"{name}: {found} cannot be addressed by slot")
-    if name in _ALIBI or getattr(text, "alibi", False):
-        raise UnsupportedError(f"{name}: ALiBi biases depend on slots, not on positions")
-    if text.model_type == "gpt_neo" or getattr(text, "attention_chunk_size", None):
-        raise UnsupportedError(f"{name}: attention masks made inside the model")
-    for kind in _rope_types(text):
-        if kind in ("dynamic", "longrope"):
-            raise UnsupportedError(
-                f"{name}: {kind!r} rotary scaling depends on the longest position of a forward"
-            )
-    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
-        raise UnsupportedError(f"{name}: a model spread over several devices is not supported")
-    if model.device.type == "mps":
-        raise UnsupportedError(f"{name}: mps has no float64, which the keyed noise needs")
-    attention = config._attn_implementation
-    if attention not in _ATTENTION:
-        raise UnsupportedError(
-            f"{name}: attention {attention!r} takes no tree mask; load the model with "
-            "attn_implementation='sdpa' or 'eager'"
-        )
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for the ways in which torch and Python report exhausted memory."""
+    """True for the ways in which torch, its libraries and Python report exhausted memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
-
-
-def _rope_types(config: Any) -> set[str]:
-    """Rotary scaling types, per layer type or for all layers."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return {entry.get("rope_type", "default") for entry in [parameters, *nested]}
-
-
-def _layer_types(model: Any) -> list[str] | None:
-    """Layer types of models that take a dict of masks; None for those that take one tensor."""
-    types = getattr(model.config.get_text_config(), "layer_types", None)
-    return list(types) if types else None
-
-
-def _single_kind(model: Any) -> str:
-    """Mask type of models that take one tensor: windowed as soon as the config has a window."""
-    return SLIDING if getattr(model.config.get_text_config(), "sliding_window", None) else FULL
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The list of decoder layers, found by its length."""
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise UnsupportedError(f"{model.config.model_type}: no list of {count} decoder layers found")
-
-
-def head_facts(model: Any) -> dict[str, Any]:
-    """What a draft head takes over from ``model``: shapes of its layers, rotary base, norms."""
-    facts, config = describe(model), model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    plain = rope if "rope_theta" in rope else rope.get(FULL, {})
-    scale = getattr(model.get_input_embeddings(), "embed_scale", 1.0)
-    return {
-        "hidden": facts.hidden,
-        "vocab": facts.vocab,
-        "heads": facts.heads,
-        "kv_heads": facts.kv_heads,
-        "head_dim": facts.head_dim,
-        "intermediate": facts.intermediate,
-        "rope_theta": float(plain.get("rope_theta", 10_000.0)),
-        "norm_eps": float(getattr(config, "rms_norm_eps", 1e-5)),
-        "embed_scale": float(scale),
-    }
+    if not isinstance(error, RuntimeError):
+        return False
+    words = str(error).lower()
+    return (
+        "out of memory" in words
+        or "alloc_failed" in words
+        or ("alloc" in words and "memory" in words)
+    )
 
 
 def _checked_taps(taps: Sequence[int], layers: int) -> list[int]:

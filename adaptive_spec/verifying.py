@@ -117,8 +117,7 @@ def _peaks(target: Target, logits: torch.Tensor, timer: Timer) -> tuple[Floats, 
     On a CPU numpy finds them an order of magnitude faster than torch; some rows at a time, because
     a float32 copy of all logits would be the largest thing in memory.
     """
-    if target.kernels is not None:
-        verdict = target.kernels.verdict(logits)
+    if (verdict := target.verdict(logits)) is not None:
         timer.stop()
         peak, ids, order = verdict.cpu().numpy()
         return peak, ids.astype(np.int64), order.astype(np.int64)

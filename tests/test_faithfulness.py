@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_heads import PROMPT, _along, _slots, tiny_head, written
 
-from adaptive_spec.target import decoder_layers
+from adaptive_spec.model_facts import decoder_layers
 from adaptive_spec.testing.drafters import flat_tree
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain

@@ -24,7 +24,7 @@ from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.store import WEIGHTS, Stored, load_head, save_head
 from adaptive_spec.hf import AdaptiveDecoder
-from adaptive_spec.target import describe, head_facts
+from adaptive_spec.model_facts import describe, head_facts
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import check_state, plain, run
 from adaptive_spec.training.batches import batch_of

@@ -35,6 +35,7 @@ from adaptive_spec.kernels import attach, cost, here, reference
 from adaptive_spec.kernels import cost_of_drafts as drafts
 from adaptive_spec.kernels.layout import Layouts, parents
 from adaptive_spec.packing import chain_part, pack, tree_part
+from adaptive_spec.target import is_out_of_memory
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain
 
@@ -466,3 +467,27 @@ def test_bench_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     found = CliRunner().invoke(app, ["bench-gpu"])
     assert isinstance(found.exception, UnsupportedError)
     assert "CUDA" in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "memory"),
+    [
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", True),
+        ("out of resource: shared memory, Required: 140032, Hardware limit: 101376", False),
+    ],
+)
+def test_what_counts_as_out_of_memory(words: str, memory: bool) -> None:
+    assert is_out_of_memory(RuntimeError(words)) == memory
+
+
+def test_a_broken_triton_is_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise ImportError(f"{name}: libcuda.so.1 is missing")
+
+    monkeypatch.setattr(here, "missing", lambda device: None)
+    monkeypatch.setattr(here, "import_module", broken)
+    with pytest.warns(UserWarning, match="Triton fails.*libcuda"):
+        assert here.for_device(torch.device("cuda")) is None

@@ -647,17 +647,31 @@ def test_a_changed_target_raises_the_alarm_and_pays_for_dear_trials(seed: int) -
 
 
 def test_stretches_are_of_one_request_and_what_is_over_is_put_together() -> None:
+    """A request is over once it has not been heard of for some steps."""
     found = Stretches()
     for step in range(STRETCH - 1):
-        found.observe({"a": 1.0, "b": 0.0})
+        found.observe({"a": 1.0, "b": 0.0}, {"a", "b"})
         assert not found.ended, step
-    found.observe({"a": 1.0, "b": float("nan")})
+    found.observe({"a": 1.0, "b": float("nan")}, {"a", "b"})
     assert found.ended == [1.0]
-    for number in range(Stretches.OPEN):  # b is heard of longest ago, after seven
-        found.observe({f"c{number}": 0.5})
-    found.observe({"d": 0.5})
+    for _ in range(Stretches.TURNS):
+        found.observe({}, {"c"})
+        assert len(found.ended) == 1
+    found.observe({"c": 0.5}, {"c"})  # b is over, after seven
+    assert len(found.ended) == 1
+    for _ in range(Stretches.TURNS + 1):
+        found.observe({}, {"d"})
     assert found.ended == [1.0, pytest.approx(0.5 / STRETCH)]
-    assert len(found._open) == Stretches.OPEN
+    assert not any(found._open.values())
+    assert set(found._heard) == {"d"}
+
+
+def test_requests_that_take_turns_have_stretches_of_their_own() -> None:
+    found = Stretches()
+    for _ in range(STRETCH):
+        for name, value in (("a", 0.0), ("b", 1.0)):
+            found.observe({name: value}, {name})
+    assert found.ended == [0.0, 1.0]
 
 
 def test_a_change_within_the_pause_after_an_alarm_is_heard_when_it_ends() -> None:

@@ -17,7 +17,7 @@ from adaptive_spec.errors import HeadError
 from adaptive_spec.heads.context import ContextSlots
 from adaptive_spec.heads.public import load_any
 from adaptive_spec.hf import AdaptiveDecoder
-from adaptive_spec.target import head_facts
+from adaptive_spec.model_facts import head_facts
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain, run
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from adaptive_spec.profilers.clock import CudaTimer, HostTimer, device_timer
 from adaptive_spec.profilers.hardware import Peaks, fingerprint, peaks
@@ -224,7 +225,8 @@ class StubEvent:
     def __init__(self, clock: FakeClock, calls: list[str]) -> None:
         self.clock, self.calls, self.at = clock, calls, -1.0
 
-    def record(self) -> None:
+    def record(self, stream: str) -> None:
+        assert stream == "of the device"
         self.at = self.clock.now
 
     def synchronize(self) -> None:
@@ -237,7 +239,7 @@ class StubEvent:
 
 def test_the_cuda_timer_waits_only_when_it_is_read() -> None:
     clock, calls = FakeClock(), list[str]()
-    timer = CudaTimer(lambda: StubEvent(clock, calls))
+    timer = CudaTimer(lambda: StubEvent(clock, calls), lambda: "of the device")
     for spent in (0.25, 0.5):  # it may be used again
         timer.start()
         clock.advance(spent)
@@ -261,8 +263,13 @@ def test_the_host_timer_reads_its_clock_twice() -> None:
 def test_devices_get_the_timer_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, bool]] = []
     event = lambda **options: made.append(options)  # noqa: E731
-    stub = SimpleNamespace(cuda=SimpleNamespace(Event=event))
-    monkeypatch.setitem(sys.modules, "torch", stub)
-    assert isinstance(device_timer("cuda"), CudaTimer)
+    asked: list[torch.device] = []
+    cuda = SimpleNamespace(Event=event, current_stream=asked.append)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    second = torch.device("cuda", 1)
+    timer = device_timer(second)
+    assert isinstance(timer, CudaTimer)
     assert made == [{"enable_timing": True}] * 2
-    assert isinstance(device_timer("cpu"), HostTimer)
+    timer._stream()
+    assert asked == [second], "whichever device is current"
+    assert isinstance(device_timer(torch.device("cpu")), HostTimer)

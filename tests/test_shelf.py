@@ -19,7 +19,7 @@ from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.store import save_head
 from adaptive_spec.hf import AdaptiveDecoder
-from adaptive_spec.target import describe, head_facts
+from adaptive_spec.model_facts import describe, head_facts
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain, run
 

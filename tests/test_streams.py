@@ -23,7 +23,7 @@ from adaptive_spec.heads.config import target_facts
 from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.store import load_head, save_head
 from adaptive_spec.hf import AdaptiveDecoder
-from adaptive_spec.target import describe
+from adaptive_spec.model_facts import describe
 from adaptive_spec.testing.tiny import tiny_model
 
 

@@ -18,7 +18,7 @@ from adaptive_spec.heads.config import HeadConfig, target_facts
 from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.store import load_head
-from adaptive_spec.target import decoder_layers, describe, head_facts
+from adaptive_spec.model_facts import decoder_layers, describe, head_facts
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.training.batches import batch_of
 from adaptive_spec.training.beginning import fresh_head

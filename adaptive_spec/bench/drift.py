@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from adaptive_spec.errors import UnsupportedError
-from adaptive_spec.target import decoder_layers
+from adaptive_spec.model_facts import decoder_layers
 
 RANK = 8
 TEXTS, TOKENS = 12, 320

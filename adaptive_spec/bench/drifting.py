@@ -100,7 +100,7 @@ class Drifting:
     def _acceptance(self, drafter: CausalParallelDrafter) -> float:
         """Tokens per forward of the head alone."""
         self._lend()
-        config = {"policy": POLICY, "self_check": False}
+        config = {"policy": POLICY, "self_check": self._model.device.type != "cpu"}
         tokens = steps = 0
         with AdaptiveDecoder(self._model, config, drafter=drafter, log=NullLog()) as decoder:
             alone = Ours(decoder, Threads(torch.get_num_threads()))

@@ -117,7 +117,8 @@ class Referee:
         reach = {row: place for row, place in wanted.items() if place < len(texts[row])}
         if not reach:  # one text merely ends earlier than plain's: no choice of plain's explains it
             return found
-        quiet = self._plain.model_copy(update={"self_check": False})
+        kernels = self._model.device.type != "cpu"  # which the check may drop
+        quiet = self._plain.model_copy(update={"self_check": kernels})
         decoder = AdaptiveDecoder(self._model, quiet, drafter=NoDrafter(), log=NullLog())
         keep = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True}
         sessions = []

@@ -26,8 +26,8 @@ from adaptive_spec.bench.settings import BenchSettings
 from adaptive_spec.bench.turns import Turns
 from adaptive_spec.budget_log import NullLog
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.model_facts import refuse
 from adaptive_spec.options import about
-from adaptive_spec.target import refuse
 from adaptive_spec.user_cache import Progress, silent
 
 

@@ -32,7 +32,7 @@ def timed(
     device: torch.device, kernel: Callable[[], Any], plain: Callable[[], Any], repeats: int
 ) -> dict[str, float]:
     """Median milliseconds over turns, after one that is not counted."""
-    timer = device_timer(device.type, monotonic)
+    timer = device_timer(device, monotonic)
     spent: list[list[float]] = [[], []]
     for turn in range(repeats + 1):
         for call, into in zip((kernel, plain), spent, strict=True):

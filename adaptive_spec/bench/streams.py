@@ -27,9 +27,9 @@ from adaptive_spec.bench.stream_prompts import KINDS
 from adaptive_spec.bench.stream_result import Course, StreamResult, StreamRow, length
 from adaptive_spec.budget_log import NullLog
 from adaptive_spec.errors import ArgumentError
+from adaptive_spec.model_facts import refuse
 from adaptive_spec.online.learner import HeadLearner
 from adaptive_spec.online.policies import NEVER
-from adaptive_spec.target import refuse
 from adaptive_spec.user_cache import Progress, silent
 
 PREFIX = "stream:"
@@ -163,9 +163,12 @@ class _Run:
         self._settings, self._stream, self._names = settings, stream, names
         self._model, self._tokenizer = model, tokenizer
         threads = Threads(torch.get_num_threads())
+        check = model.device.type != "cpu"  # everyone's kernels are to be looked at
         self._runners: dict[str, Ours] = {}
         for one in names:
-            made = runner(one, model, threads=threads, log=NullLog(), self_check=one is names[0])
+            made = runner(
+                one, model, threads=threads, log=NullLog(), self_check=one is names[0] or check
+            )
             if not isinstance(made, Ours):
                 raise ArgumentError("--peers", one.name, "a stream compares rules of updates")
             self._runners[one.name] = made

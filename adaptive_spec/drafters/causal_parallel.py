@@ -33,9 +33,10 @@ from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.lattice import Grown, Lattice
 from adaptive_spec.heads.memory import HeadMemory, Known
 from adaptive_spec.heads.store import TARGET, Stored
+from adaptive_spec.model_facts import describe
 from adaptive_spec.online.passages import Passages
 from adaptive_spec.sampling import gumbel
-from adaptive_spec.target import describe
+from adaptive_spec.target import is_out_of_memory
 from adaptive_spec.types import Floats, Ints, Plan
 from adaptive_spec.uploading import upload
 
@@ -224,9 +225,9 @@ class CausalParallelDrafter:
         """As ``_climb``; None if the kernels fail, which are then used no more."""
         try:
             return self._climb(drafts, hidden, lattice)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a compiler or a driver raises
+            if is_out_of_memory(error):
+                raise
             warnings.warn(f"drafts go on without kernels, they failed: {error}", stacklevel=2)
             self._lattice = None
             return None

@@ -71,7 +71,7 @@ def find(name: str) -> Path:
 def made_for(model: Any) -> str | None:
     """The head on the shelf that was made for the weights of ``model``; None if there is none."""
     from adaptive_spec.heads.digest import digest  # these bring torch, which a list does not need
-    from adaptive_spec.target import describe
+    from adaptive_spec.model_facts import describe
 
     facts, mine = describe(model), None
     for name in names():

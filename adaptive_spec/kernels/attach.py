@@ -50,7 +50,8 @@ def refusal(model: Any) -> str | None:
 
 
 class Mark(torch.Tensor):
-    """What stands for the mask of one kind of layers: [1, 1, 1, 1], never read."""
+    """What stands for the mask of one kind of layers: [1, 1, 1, 1], never read, and NaN, so that
+    whoever takes it for a mask shows no row too much in silence."""
 
     kernels: TreeKernels
     window: int | None
@@ -73,7 +74,7 @@ class TreeKernels:
         """By kind of layers, to be passed in place of masks."""
 
     def _mark(self, model: Any, window: int | None) -> Mark:
-        mark: Mark = torch.zeros((1, 1, 1, 1), device=model.device).as_subclass(Mark)
+        mark: Mark = torch.full((1, 1, 1, 1), torch.nan, device=model.device).as_subclass(Mark)
         mark.kernels, mark.window = self, window
         return mark
 

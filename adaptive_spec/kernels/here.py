@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,8 +19,14 @@ def missing(device: torch.device) -> str | None:
 
 
 def for_device(device: torch.device) -> ModuleType | None:
-    """``kernels.candidates`` where it can run."""
-    return None if missing(device) else import_module("adaptive_spec.kernels.candidates")
+    """``kernels.candidates`` where it can run; None, with a warning, where Triton is broken."""
+    if missing(device):
+        return None
+    try:
+        return import_module("adaptive_spec.kernels.candidates")
+    except Exception as error:  # whatever an installation lacks
+        warnings.warn(f"drafts go on without kernels, Triton fails: {error}", stacklevel=2)
+        return None
 
 
 def on(tensor: torch.Tensor) -> AbstractContextManager[None]:

@@ -30,7 +30,9 @@ pieces."""
 FEW = 32
 STAGES = 3
 """Blocks that are loaded or worked on at once; Triton's own choice."""
-WIDEN = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+WIDEN = tl.constexpr(
+    os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
+)
 """Multiply in float32: Triton's interpreter takes the bits of bfloat16 for integers. Products of
 half-precision numbers are exact in float32, so nothing else changes."""
 

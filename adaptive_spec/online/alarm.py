@@ -10,7 +10,7 @@ quarter of the tokens per forward were lost moves them by 0.21 (docs/decisions.m
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -24,22 +24,25 @@ REST = ""
 class Stretches:
     """Means over stretches of one request each."""
 
-    OPEN = 64
-    """Requests with a stretch that has begun, at most."""
+    TURNS = 8
+    """Steps without a request after which it is taken to be over: requests may take turns."""
 
     def __init__(self) -> None:
         self._open: dict[str, list[float]] = {}
+        self._step, self._heard = 0, dict[str, int]()
         self.ended: list[float] = []
         """Whoever reads them empties it."""
 
-    def observe(self, values: Mapping[str, float]) -> None:
-        """Values of requests; those that are not finite are left out."""
+    def observe(self, values: Mapping[str, float], present: Collection[str]) -> None:
+        """Values of requests, those that are not finite left out, and all requests of the step."""
+        self._step += 1
+        self._heard |= dict.fromkeys(present, self._step)
+        for gone in [name for name, at in self._heard.items() if self._step - at > self.TURNS]:
+            del self._heard[gone]
+            self._add(REST, self._open.pop(gone, []))
         for name, value in values.items():
             if np.isfinite(value):
                 self._add(name, [value])
-        while len(self._open) > self.OPEN:  # whoever was heard of longest ago
-            gone = next(name for name in self._open if name != REST)
-            self._add(REST, self._open.pop(gone))
 
     def _add(self, name: str, values: list[float]) -> None:
         found = [*self._open.pop(name, []), *values]

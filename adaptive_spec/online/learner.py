@@ -136,7 +136,7 @@ class HeadLearner:
                 sure[one.request] = overconfidence(one, moment)
             if self._one_in_many():
                 self.lessons.add(lessons_of(self._drafter.head, one, moment, self._trees))
-        self._stretches.observe(sure)
+        self._stretches.observe(sure, {one.request for one in feedback})
 
     def _one_in_many(self) -> bool:
         return self._luck.random() * self._sparse < 1.0

@@ -74,32 +74,34 @@ class HostTimer:
 
 
 class CudaTimer:
-    """By events in the current stream: the host neither waits at ``start`` nor at ``stop``.
+    """By events in a device's current stream: the host waits neither at ``start`` nor at ``stop``.
 
     Args:
         event: makes a timing event, as ``torch.cuda.Event`` with ``enable_timing=True``.
+        stream: the device's current stream, whichever device is current.
     """
 
-    def __init__(self, event: Callable[[], Any]) -> None:
-        self._began, self._ended = event(), event()
+    def __init__(self, event: Callable[[], Any], stream: Callable[[], Any]) -> None:
+        self._began, self._ended, self._stream = event(), event(), stream
 
     def start(self) -> None:
-        self._began.record()
+        self._began.record(self._stream())
 
     def stop(self) -> None:
-        self._ended.record()
+        self._ended.record(self._stream())
 
     def seconds(self) -> float:
         self._ended.synchronize()
         return float(self._began.elapsed_time(self._ended)) / 1e3
 
 
-def device_timer(device_type: str, clock: Clock = monotonic) -> Timer:
-    """The timer for a ``torch.device.type``: events on ``cuda``, ``clock`` elsewhere.
+def device_timer(device: Any, clock: Clock = monotonic) -> Timer:
+    """The timer for a ``torch.device``: events on ``cuda``, ``clock`` elsewhere.
 
     Torch is not imported: who has a model on a GPU has loaded it.
     """
     torch = sys.modules.get("torch")
-    if device_type == "cuda" and torch is not None:
-        return CudaTimer(partial(torch.cuda.Event, enable_timing=True))
+    if device.type == "cuda" and torch is not None:
+        event = partial(torch.cuda.Event, enable_timing=True)
+        return CudaTimer(event, partial(torch.cuda.current_stream, device))
     return HostTimer(clock)

@@ -20,7 +20,7 @@ from torch import nn
 
 from adaptive_spec.heads.config import HeadConfig
 from adaptive_spec.heads.head import Head
-from adaptive_spec.target import decoder_layers, head_facts
+from adaptive_spec.model_facts import decoder_layers, head_facts
 from adaptive_spec.training.settings import ShapeSection
 
 SHARE = 0.1

@@ -18,9 +18,9 @@ from adaptive_spec.heads.head import Head
 from adaptive_spec.heads.public import load_any
 from adaptive_spec.heads.shelf import find
 from adaptive_spec.hf import AdaptiveDecoder
+from adaptive_spec.model_facts import decoder_layers, describe
 from adaptive_spec.options import about
 from adaptive_spec.pictures import Chart, charts
-from adaptive_spec.target import decoder_layers, describe
 from adaptive_spec.training.faithfulness import Text, branch_facts, places
 from adaptive_spec.training.witness import Witness
 

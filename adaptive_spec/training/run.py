@@ -16,8 +16,8 @@ from adaptive_spec.heads.config import CORRECTORS, target_facts
 from adaptive_spec.heads.digest import digest
 from adaptive_spec.heads.shelf import find
 from adaptive_spec.heads.store import load_head
+from adaptive_spec.model_facts import decoder_layers, describe, refuse
 from adaptive_spec.options import about
-from adaptive_spec.target import decoder_layers, describe, refuse
 from adaptive_spec.training.beginning import fresh_head
 from adaptive_spec.training.measuring import Measured
 from adaptive_spec.training.prompts import Fence

@@ -152,6 +152,114 @@ def test_a_kernel_that_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         assert run(one, PROMPT, max_new_tokens=8) == plain(model, PROMPT, max_new_tokens=8)
 
 
+@pytest.mark.parametrize("part", ["attention", "verdict"])
+@pytest.mark.parametrize("calls", [0, 7])
+def test_a_kernel_that_fails_later_costs_nobody_a_request(
+    part: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a prefill or in a step, as where a variant does not fit a GPU."""
+    from adaptive_spec.kernels import tree_attention, walk
+
+    where, name = (tree_attention, "tree_attention") if part == "attention" else (walk, "peaks")
+    real, left = getattr(where, name), [calls]
+
+    def broken(*args: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ValueError("out of resource: shared memory")
+        return real(*args, **options)
+
+    model = tiny_model("llama")
+    wanted = without(model, PROMPT, max_new_tokens=12)
+    with decoder(model) as one:
+        monkeypatch.setattr(where, name, broken)
+        with pytest.warns(UserWarning, match="under masks.*shared memory"):
+            assert run(one, PROMPT, max_new_tokens=12) == wanted
+        assert one.target.kernels is None
+
+
+def test_what_runs_out_of_memory_keeps_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptive_spec.kernels import tree_attention
+
+    real, once = tree_attention.tree_attention, [True]
+
+    def short(*args: Any, **options: Any) -> Any:
+        if args[0].shape[1] > 3 and once.pop():
+            once.append(False)
+            raise RuntimeError("Triton Error [CUDA]: out of memory")
+        once.append(False) if not once else None
+        return real(*args, **options)
+
+    model = tiny_model("llama")
+    wanted = without(model, PROMPT, max_new_tokens=6)
+    with decoder(model) as one:
+        session = one.start(PROMPT, max_new_tokens=6)
+        session.step()
+        monkeypatch.setattr(tree_attention, "tree_attention", short)
+        while not session.finished:
+            session.step()
+        assert session.generated == wanted
+        assert one.target.kernels is not None
+
+
+@pytest.mark.parametrize("wrong", ["top", "order"])
+def test_a_verdict_that_is_wrong_is_seen_at_the_start(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaptive_spec.kernels import walk
+
+    real = walk.peaks if wrong == "top" else walk.walk
+
+    def spoiled(*args: Any) -> Any:
+        if wrong == "order":
+            return real(*args).clamp(max=2)  # a walk that ends too early
+        peak, top = real(*args)
+        return peak, (top + 1) % args[0].shape[1]
+
+    monkeypatch.setattr(walk, "peaks" if wrong == "top" else "walk", spoiled)
+    with pytest.warns(UserWarning, match="the kernel that"):
+        one = decoder(tiny_model("llama"), check=True)
+    assert one.target.kernels is None
+
+
+def test_the_start_takes_wide_tiles_and_split_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that decoding launches later is launched first there."""
+    from adaptive_spec.kernels import tree_attention
+
+    real, seen = tree_attention.tree_attention, set[tuple[int, bool]]()
+
+    def watched(query: Any, key: Any, value: Any, layout: Any, **how: Any) -> Any:
+        seen.add((layout.lanes, layout.longest >= 256))
+        return real(query, key, value, layout, **how)
+
+    monkeypatch.setattr(tree_attention, "tree_attention", watched)
+    decoder(tiny_model("llama"), check=True)
+    assert {lanes for lanes, _ in seen} >= {16, 64} or {lanes for lanes, _ in seen} >= {32, 64}
+    assert True in {far for _, far in seen}
+
+
+def test_what_the_target_costs_is_known_after_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are given up do not stay in the facts of the latency model."""
+    from adaptive_spec import hf
+    from adaptive_spec.kernels import tree_attention
+
+    def broken(*args: Any, **options: Any) -> torch.Tensor:
+        raise RuntimeError("no such instruction")
+
+    facts: list[Any] = []
+    real = hf.build_models
+
+    def watched(config: Any, architecture: Any, *rest: Any) -> Any:
+        facts.append(architecture)
+        return real(config, architecture, *rest)
+
+    monkeypatch.setattr(tree_attention, "tree_attention", broken)
+    monkeypatch.setattr(hf, "build_models", watched)
+    with pytest.warns(UserWarning, match="under masks"):
+        one = decoder(tiny_model("llama"), check=True)
+    assert facts == [one.target.architecture]
+
+
 def test_a_kernel_that_is_wrong_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window that is one too wide changes logits: the start-up check sees it."""
     made = attach.TreeKernels._mark
