@@ -9,13 +9,15 @@ import pytest
 
 from adaptive_spec.controllers.course import Course
 from adaptive_spec.controllers.crew import LONGEST_PAUSE, LOOK, PAUSE, REST, SHORT, SIDE, Crew
+from adaptive_spec.controllers.marginal import MarginalGain
 from adaptive_spec.controllers.rates import GoingRate
 from adaptive_spec.drafters.draft_model import DraftModelDrafter
 from adaptive_spec.drafters.suffix import SuffixDrafter
 from adaptive_spec.hf import AdaptiveDecoder
+from adaptive_spec.testing.contracts import LinearLatency
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain, run
-from adaptive_spec.types import Decision, Features, Outcome, StepSeconds
+from adaptive_spec.types import Decision, Features, Offer, Outcome, StepSeconds
 
 OUTCOME = Outcome(
     Features("a", 3, 9, 3, 9, 0.0, 1, 16),
@@ -199,3 +201,27 @@ def test_a_draft_model_that_costs_more_than_it_brings_rests_and_lookups_go_on() 
         want = plain(model, PROMPT, max_new_tokens=150)
         assert run(decoder, PROMPT, max_new_tokens=150) == want
     assert 0 < asked["draft_model"] < asked["suffix"]
+
+
+def test_a_rest_ends_although_lookups_lose_as_well() -> None:
+    """Models lose at first and rest; then lookups offer nothing that pays, so decoding is plain.
+    Models are asked again all the same, and are not kept off by what lookups lost."""
+    policy, latency, asked = MarginalGain(), LinearLatency(), list[bool]()
+    for step in range(900):
+        features = Features("a", step, 99 + step, step, 9999, 0.0, 1, 256)
+        (plan,) = policy.plan([features], latency)
+        models = plan.models and plan.nodes > 0
+        asked.append(models)
+        alive = [0.9, 0.8, 0.7] if models else [0.03, 0.02, 0.01] if plan.nodes else []
+        (decision,) = policy.cut([Offer(features, np.array(alive), len(alive))], latency)
+        right = decision.size if models and step > 60 else 0
+        drafts = (("head", 0.004),) * models + (("suffix", 0.002),) * (plan.nodes > 0)
+        seconds = StepSeconds(
+            draft=sum(spent for _, spent in drafts), verify=0.05 + 0.001 * decision.size,
+            draft_model=0.004 * models, drafts=drafts,
+        )  # fmt: skip
+        policy.observe(
+            [Outcome(features, decision, len(alive), right, 1 + right, seconds, finished=False)]
+        )
+    assert not any(asked[20:60])
+    assert np.mean(asked[250:]) > 0.8, "but for looks"

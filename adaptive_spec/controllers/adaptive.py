@@ -80,15 +80,15 @@ class Adaptive(ABC):
         """The head that drafts is another one: resting ends, and evidence against it."""
         self._crew.renew()
         for course in (*self._courses.values(), self._last):
-            if not course.guard.on:
-                course.guard = Guard()
+            if not course.everyone.guard.on:
+                course.everyone.guard = Guard()
 
     def _plan(self, features: Features) -> Plan:
         course = self._course(features.request)
+        course.models = self._crew.models
         nodes = course.draft_nodes if course.guard.drafts else 0
         course.asked = nodes > 0
         depth = min(DEEPEST, nodes, round(2 * course.accepted) + DEPTH_MARGIN)
-        course.models = self._crew.models
         return Plan(nodes=nodes, depth=depth, models=course.models, floor=course.least_survival)
 
     def cut(self, offers: Sequence[Offer], latency: Latency) -> Sequence[Decision]:
@@ -205,8 +205,8 @@ class Adaptive(ABC):
         if stopped and self._both and self._crew.models:
             self._crew.dismiss()
             for course in stopped:
-                course.guard = Guard()
-        elif drafting and ours and self._both:
+                course.everyone.guard = Guard()
+        elif self._both and ours and (drafting or not self._crew.models):  # or rests never end
             self._crew.observe(tokens, seconds.total, packed)
 
     def finish(self, request: str) -> None:

@@ -18,15 +18,27 @@ FIRST, DEEPEST = 32, 32
 
 
 @dataclass(slots=True)
+class Way:
+    """What is remembered of one way of drafting: by all drafters, or by lookups alone. That lookups
+    lose says nothing of models, and the other way round."""
+
+    guard: Guard = field(default_factory=Guard)
+    trust: Trust = field(default_factory=Trust)
+    """In its trees."""
+
+    def successor(self) -> Way:
+        """For the next request: half of the evidence."""
+        return Way(self.guard.successor(), self.trust.successor())
+
+
+@dataclass(slots=True)
 class Course:
     """What is remembered of one request."""
 
     rate: GoingRate
-    guard: Guard = field(default_factory=Guard)
-    trust: Trust = field(default_factory=Trust)
-    """In trees of all drafters."""
-    lookup_trust: Trust = field(default_factory=Trust)
-    """In trees of those that run no model, where there are both kinds and these rest."""
+    everyone: Way = field(default_factory=Way)
+    lookups: Way = field(default_factory=Way)
+    """Where there are both kinds of drafters, and those that run a model rest."""
     models: bool = True
     """This step asks drafters that run a model."""
     decided: int | None = None
@@ -51,14 +63,23 @@ class Course:
 
     def successor(self, rate: GoingRate) -> Course:
         """For the next request: what was learned, with half the evidence."""
-        trust, lookup_trust = self.trust.successor(), self.lookup_trust.successor()
-        guard, last = self.guard.successor(), self.last_probe
-        return Course(rate, guard, trust, lookup_trust, last_probe=last)
+        everyone, lookups = self.everyone.successor(), self.lookups.successor()
+        return Course(rate, everyone, lookups, last_probe=self.last_probe)
+
+    @property
+    def way(self) -> Way:
+        """That of this step."""
+        return self.everyone if self.models else self.lookups
+
+    @property
+    def guard(self) -> Guard:
+        """Whether drafting in this way pays."""
+        return self.way.guard
 
     @property
     def believed(self) -> Trust:
         """What promises of this step are worth: those of the drafters that it asks."""
-        return self.trust if self.models else self.lookup_trust
+        return self.way.trust
 
     def follow(self, outcome: Outcome | None, look: bool) -> bool:
         """One step; True if drafting just stopped paying.

@@ -111,6 +111,8 @@ class RecordTarget:
         )
         return Verified(logits, {})
 
+    def verdict(self, logits: torch.Tensor) -> None: ...
+
     def close(self) -> None: ...
 
 
