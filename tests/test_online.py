@@ -41,6 +41,7 @@ from adaptive_spec.online.trials import Arm, Outcome
 from adaptive_spec.profilers.clock import monotonic
 from adaptive_spec.testing.tiny import tiny_model
 from adaptive_spec.testing.yardsticks import plain
+from adaptive_spec.types import Labels
 
 SAMPLED = {"do_sample": True, "temperature": 0.8, "seed": 4}
 
@@ -1094,6 +1095,36 @@ def test_texts_take_no_more_memory() -> None:
         most = max(most, sum(text.size for text in passages._ended))
     assert most <= 200
     assert not passages._open
+
+
+@pytest.mark.fault("U4")
+def test_a_hundred_thousand_steps_leave_a_learner_as_large_as_it_was() -> None:
+    """Of ten thousand requests, two at a time, half of whose drafts it is told about."""
+    _, drafter, learner = parts(rule=CostAware())
+    hour = iter(range(10**9))
+    learner._clock = lambda: 0.01 * next(hour)
+    logits = torch.zeros(2, 64)
+    none = Labels(np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0))
+    empty = CandidateTree.empty()
+    moment = Moment(0, 1.0, torch.zeros(1, 4), np.zeros((1, 2)), torch.zeros(1, 2), np.zeros(1))
+    learner.lessons.add = lambda batch: None  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adaptive_spec.online.learner.lessons_of", lambda *args: None)
+        for step in range(100_000):
+            names = str(step // 20), str(step // 20 + 1)
+            if step % 2:
+                drafter.moments[names[0]] = moment
+            learner.observe(
+                [Feedback(n, empty, np.array([-1]), [1], none, 0.0, logits, {}) for n in names]
+            )
+            learner.between_steps(float("inf"))
+    assert learner.trials == 0
+    held = (
+        learner._requests, learner._stretches._open, learner._stretches._heard,
+        learner._stretches.ended, learner._review._before, learner._review._after, learner._paid,
+        learner._pace._present, learner._rule._alarm._new, learner._unready, drafter.moments,
+    )  # fmt: skip
+    assert all(len(one) <= 1025 for one in held), [len(one) for one in held]
 
 
 def test_a_learner_that_is_closed_leaves_its_drafter_alone() -> None:
