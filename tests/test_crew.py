@@ -84,6 +84,16 @@ def test_noise_does_not_hide_what_matters(gain: float, share: tuple[float, float
     assert share[0] < np.mean(asked) < share[1]
 
 
+def test_models_come_back_when_texts_change_in_their_favour() -> None:
+    """Chat in which lookups were better, then sums in which models are: not only after hours."""
+    asked = []
+    for seed in range(20):
+        crew, luck = Crew(), np.random.default_rng(seed)
+        drive(crew, 8_000, -0.3, luck)
+        asked.append(drive(crew, 6_000, 0.2, luck) / 6_000)
+    assert np.mean(asked) > 0.6
+
+
 def test_a_step_that_hung_says_nothing() -> None:
     crew = Crew()
     drive(crew, PAUSE + LOOK // 2, 0.1)
@@ -150,6 +160,11 @@ def test_another_head_ends_a_rest_and_leaves_comparisons_alone() -> None:
     crew.dismiss()
     crew.renew()
     assert crew.models
+    drive(crew, 2_000, 0.3)
+    before = crew.advantage
+    crew.dismiss()
+    crew.renew()
+    assert crew.models and crew.advantage == before > Crew().advantage
     drive(crew, 30_000, -0.3)
     assert not crew.prefers_models
     crew.renew()

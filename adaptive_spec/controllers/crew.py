@@ -7,7 +7,7 @@ there than they are by themselves. So the other way is tried now and then, for a
 its tokens per second are compared with those of the steps just before and just after, because
 texts differ far more than ways of drafting do (a switchback experiment). One comparison says
 little: the mean log ratio is shrunk towards what models are taken to gain. Looks become rarer while
-they change nothing.
+they bear out what is preferred; one that does not is soon followed by the next.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from math import log
 
 LOOK, PAUSE, LONGEST_PAUSE = 24, 192, 1536
 """Steps of a look at the other way, and between two looks: at first, and at most."""
+LONGEST_WITHOUT = 768
+"""Steps without models, at most: where they are worth asking they gain more than they lose where
+they are not, so that is to be found out sooner."""
 SIDE = LOOK // 2
 """Steps before and after a look that it is compared with."""
 REST = 48
@@ -25,14 +28,14 @@ models that go on for as long have lasted: it is counted from the beginning."""
 SHORT = 3
 """Losses in a row up to which a rest ends with the text that it began in: the next one may be
 easy, and finding out is cheap beside resting through it."""
-PRIOR, DOUBT = 0.08, 0.1
+PRIOR, DOUBT = 0.08, 0.15
 """What models are taken to gain before anything is seen (log of the ratio), and its deviation."""
 NOISE = 0.35
 """Deviation of one comparison."""
-FARTHEST = 1.0
+FARTHEST = 0.5
 """No comparison says more than this."""
-KEPT = 0.95
-"""Share of the earlier evidence that a comparison leaves."""
+KEPT = 0.85
+"""Share of the earlier evidence that a comparison leaves: texts change."""
 OUTLIER = 4.0
 """No step counts for more than so many times the usual seconds."""
 
@@ -128,7 +131,7 @@ class Crew:
         That is no comparison with lookups, so afterwards the evidence decides as before.
         """
         self.prefers_models = False
-        self._begin(min(REST << self._dismissals, LONGEST_PAUSE))
+        self._begin(min(REST << self._dismissals, LONGEST_WITHOUT))
         self._resting, self._dismissals = True, min(self._dismissals + 1, 8)
 
     def text_ended(self) -> None:
@@ -139,26 +142,33 @@ class Crew:
 
     def renew(self) -> None:
         """Models are others now: what they lost before says little, so a rest ends. While they are
-        asked, comparisons go on: small changes follow each other more closely than looks."""
+        asked, comparisons go on: small changes follow each other more closely than looks; and what
+        speaks for them stays, as they are others because they are better."""
         self._dismissals = 0
         if not self.prefers_models:
-            self._weight, self._sum = 0.0, 0.0
+            if self.advantage <= 0.0:
+                self._weight, self._sum = 0.0, 0.0
             self.prefers_models, self._pause = True, PAUSE
             self._begin(PAUSE)
 
     def _judge(self) -> None:
         """A look and what lies around it are complete."""
         near, look = self._near, self._look
+        ratio = 0.0
         if near.tokens and look.tokens and near.seconds and look.seconds:
             ratio = log(near.tokens * look.seconds / (look.tokens * near.seconds))
             ratio = min(max(ratio, -FARTHEST), FARTHEST)
             self._sum = KEPT * self._sum + (ratio if self.prefers_models else -ratio)
             self._weight = KEPT * self._weight + 1.0
         before, self.prefers_models = self.prefers_models, self.advantage > 0.0
-        same = before == self.prefers_models
-        self._pause = min(2 * self._pause, LONGEST_PAUSE) if same else PAUSE
+        doubt = ratio < 0.0  # by chance, or because texts have changed: looked at again soon
+        if before != self.prefers_models:
+            self._pause = PAUSE
+        elif not doubt:
+            longest = LONGEST_PAUSE if self.prefers_models else LONGEST_WITHOUT
+            self._pause = min(2 * self._pause, longest)
         self._dismissals = 0
-        self._begin(self._pause)
+        self._begin(PAUSE if doubt else self._pause)
 
     def _begin(self, steps: int) -> None:
         """A stretch of the preferred way, until the next look."""
