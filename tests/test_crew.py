@@ -164,7 +164,8 @@ def test_another_head_ends_a_rest_and_leaves_comparisons_alone() -> None:
     before = crew.advantage
     crew.dismiss()
     crew.renew()
-    assert crew.models and crew.advantage == before > Crew().advantage
+    assert crew.models
+    assert crew.advantage == before > Crew().advantage
     drive(crew, 30_000, -0.3)
     assert not crew.prefers_models
     crew.renew()
