@@ -13,6 +13,8 @@ from adaptive_spec.drafters.base import Drafter
 from adaptive_spec.drafters.registry import DRAFTERS, DraftContext
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.online.base import Learner, NoUpdate
+from adaptive_spec.online.policies import find_rule
+from adaptive_spec.online.rules import RECALL
 from adaptive_spec.profilers import calibration
 from adaptive_spec.profilers.acceptance import OnlineAcceptance
 from adaptive_spec.profilers.hardware import fingerprint, peaks
@@ -30,7 +32,8 @@ LEARN_EVERY = 4
 def settle(config: Config, model: Any) -> Config:
     """``config`` with a drafter in place of ``auto``: what suits the target.
 
-    That is the head that ships for its weights together with ``suffix``, or ``suffix`` alone.
+    That is the head that ships for its weights together with ``suffix``, or ``suffix`` alone; with
+    ``recall`` where a rule of online updates decides what is remembered.
     """
     if config.drafter != AUTO:
         return config
@@ -38,6 +41,8 @@ def settle(config: Config, model: Any) -> Config:
 
     head = config.causal_parallel.head or made_for(model)
     drafter = SUFFIX if head is None else f"causal_parallel:{head}+{SUFFIX}"
+    if RECALL in find_rule(config.online.updates).arms:
+        drafter = f"{drafter}+{RECALL}"
     return config.model_copy(update={"drafter": drafter})
 
 
@@ -135,14 +140,14 @@ def build_learner(config: Config, drafters: Sequence[Drafter]) -> Learner:
         UnknownNameError, ArgumentError: no such rule, or no drafter that could learn.
         UnsupportedError: the head has no corrector that can learn.
     """
-    from adaptive_spec.online.policies import find_rule
-
     rule = find_rule(config.online.updates)
     if not rule.arms:
         return NoUpdate()
     from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
+    from adaptive_spec.drafters.recall import RecallDrafter
     from adaptive_spec.online.learner import HeadLearner
 
+    recall = next((one for one in drafters if isinstance(one, RecallDrafter)), None)
     for drafter in drafters:
         if isinstance(drafter, CausalParallelDrafter):
             return HeadLearner(
@@ -150,6 +155,7 @@ def build_learner(config: Config, drafters: Sequence[Drafter]) -> Learner:
                 rule,
                 lessons=config.online.lessons,
                 background=config.online.background,
+                recall=recall,
             )
     allowed = "never: among the drafters is no causal_parallel, whose head could learn"
     raise ArgumentError("online.updates", config.online.updates, allowed)

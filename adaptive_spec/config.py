@@ -64,6 +64,15 @@ class SuffixSection(_Section):
     floor: float = Field(0.06, ge=0, lt=1, description="least estimated survival of a node")
 
 
+class RecallSection(_Section):
+    """Options of the ``recall`` drafter."""
+
+    floor: float = Field(0.06, ge=0, lt=1, description="least estimated survival of a node")
+    tokens: int = Field(
+        1 << 16, ge=64, le=1 << 24, description="tokens of former answers that are kept"
+    )
+
+
 class DraftModelSection(_Section):
     """Options of the ``draft_model`` drafter."""
 
@@ -86,8 +95,9 @@ class OnlineSection(_Section):
 
     updates: str = Field(
         "never",
-        description="never, always, every:K, cost-aware[:S], corrector-only[:S]: when the head "
-        "may learn",
+        description="never, always, every:K[@ARM], cost-aware[:S], head-only[:S] or "
+        "corrector-only[:S]: when the head may learn, and with cost-aware which former answers are "
+        "remembered",
     )
     lessons: int = Field(
         4096,
@@ -128,6 +138,7 @@ class Config(_Section):
     cache: CacheSection = CacheSection()
     log: LogSection = LogSection()
     suffix: SuffixSection = SuffixSection()
+    recall: RecallSection = RecallSection()
     draft_model: DraftModelSection = DraftModelSection()
     causal_parallel: CausalParallelSection = CausalParallelSection()
     online: OnlineSection = OnlineSection()

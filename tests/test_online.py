@@ -110,7 +110,8 @@ class Keeps:
     """Takes every finite update over, however bad it is."""
 
     def __init__(self, arm: Arm) -> None:
-        self._arm, self.name, self.needs_passages = arm, arm.name, arm.needs_passages
+        self._arm, self.name = arm, arm.name
+        self.needs_passages, self.moves_head = arm.needs_passages, arm.moves_head
         self.settle = arm.settle
 
     def pieces(self) -> Iterator[Outcome | None] | None:

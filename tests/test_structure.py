@@ -23,7 +23,7 @@ LINKS = ("controllers", "profilers", "configs")
 FLOORS = {
     1: "errors types registry controllers.base drafters.base profilers.base online.base",
     2: "tree walk sampling stopping packing filling profilers.* controllers.* budget_log log_file "
-    "log_reader drafters.automaton drafters.coupling drafters.pairing merging",
+    "log_reader drafters.automaton drafters.blending drafters.coupling drafters.pairing merging",
     3: "uploading cache attention model_facts target selfcheck heads.* kernels.*",
     4: "drafters.* online.* config session requests drafting valuing deciding verifying reporting "
     "isolation share recovering decoder build calibrating",

@@ -11,7 +11,7 @@ from adaptive_spec.log_reader import Record
 
 SKIP: Final = "skip"
 REVIEW: Final = "review"
-ARMS: Final = ("full", "corrector", "calibrator")
+ARMS: Final = ("full", "corrector", "calibrator", "recall")
 REASON = 80
 """Characters shown of a reason."""
 

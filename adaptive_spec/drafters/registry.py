@@ -39,6 +39,12 @@ def _suffix(argument: str | None, coupled: bool = True, **options: Any) -> Draft
     return cast(Drafter, module.SuffixDrafter(argument, coupled=coupled, **known))
 
 
+def _recall(argument: str | None, coupled: bool = True, **options: Any) -> Drafter:
+    module = import_module("adaptive_spec.drafters.recall")
+    known = {name: options[name] for name in ("floor", "tokens") if name in options}
+    return cast(Drafter, module.RecallDrafter(argument, coupled=coupled, **known))
+
+
 def _draft_model(
     argument: str | None, context: DraftContext, coupled: bool = True, **options: Any
 ) -> Drafter:
@@ -80,6 +86,11 @@ DRAFTERS.register(
     "suffix",
     _suffix,
     "Looks up what followed the current suffix earlier in prompt and output; needs no training.",
+)
+DRAFTERS.register(
+    "recall",
+    _recall,
+    "Looks up what followed the current suffix in answers of requests that have ended.",
 )
 DRAFTERS.register(
     "draft_model",

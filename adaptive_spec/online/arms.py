@@ -62,7 +62,7 @@ class LessonArm:
     """
 
     name = ""
-    needs_passages = False
+    needs_passages, moves_head = False, True
 
     def __init__(
         self,

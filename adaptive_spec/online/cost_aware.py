@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from adaptive_spec.online.alarm import Alarm
-from adaptive_spec.online.rules import ARMS, Opinion, View
+from adaptive_spec.online.rules import ARMS, RECALL, Opinion, View
 
 
 @dataclass(slots=True)
@@ -63,15 +63,22 @@ class CostAware:
     """What a former trial counts for after each further one."""
     PRIOR_GAIN, PRIOR_SPREAD = 0.03, 0.03
     """What a trial is believed to bring before there was any, in draft tokens per tree."""
-    BACK: ClassVar[dict[str, float]] = {"full": 0.5, "corrector": 0.05, "calibrator": 0.02}
+    BACK: ClassVar[dict[str, float]] = {
+        "full": 0.5, "corrector": 0.05, "calibrator": 0.02, RECALL: 0.02,
+    }  # fmt: skip
     """Share of a loss that a trial is believed to win back: the corrector reads no states."""
-    STEPS: ClassVar[dict[str, float]] = {"full": 40.0, "corrector": 2.0, "calibrator": 1.0}
+    STEPS: ClassVar[dict[str, float]] = {
+        "full": 40.0, "corrector": 2.0, "calibrator": 1.0, RECALL: 0.5,
+    }  # fmt: skip
     """What a trial is believed to cost then, in decoding steps."""
     FADE = 600.0
     """Seconds of decoding for which what a kept trial saves is believed in, at most; and in which
     there is no second alarm."""
     LUCK = 1.5
     """Standard errors of a gain that are not paid for: of many trials the lucky ones are kept."""
+    TIMES = 20.0
+    """Times its own seconds that a trial is credited at most: what a cheap arm wins is no reason to
+    try a dear one."""
     AFTER = 3.0
     """Trials of every arm that an alarm fills the purse for."""
     RISK = 0.1
@@ -122,8 +129,9 @@ class CostAware:
         record.cost = seconds if record.cost is None else 0.7 * record.cost + 0.3 * seconds
         record.hope += (1.0 - self.KEEP) * (self.PRIOR_GAIN - record.hope)
         sure = max(gain - self.LUCK * error, 0.0)
-        self._credit += 0.5 * sure * self._worth
-        self._purse += 0.5 * sure * self._worth - seconds
+        credit = min(0.5 * sure * self._worth, self.TIMES * seconds)
+        self._credit += credit
+        self._purse += credit - seconds
         if sure > 0:
             self._alarm.led_somewhere()
         if gain > 0:

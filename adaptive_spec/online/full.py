@@ -44,7 +44,7 @@ class FullArm:
     """
 
     name = "full"
-    needs_passages = True
+    needs_passages, moves_head = True, True
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from adaptive_spec.drafters.causal_parallel import CausalParallelDrafter
+from adaptive_spec.drafters.recall import RecallDrafter
 from adaptive_spec.errors import UnsupportedError
 from adaptive_spec.online.alarm import Stretches
 from adaptive_spec.online.arms import CalibratorArm, CorrectorArm
@@ -28,8 +29,9 @@ from adaptive_spec.online.lessons import Lessons
 from adaptive_spec.online.noting import answer, lessons_of, overconfidence
 from adaptive_spec.online.pace import Pace
 from adaptive_spec.online.passages import Passages
+from adaptive_spec.online.recalling import RecallArm
 from adaptive_spec.online.review import Review, Verdict
-from adaptive_spec.online.rules import Opinion, UpdateRule
+from adaptive_spec.online.rules import RECALL, Opinion, UpdateRule
 from adaptive_spec.online.trials import Arm, Outcome, failure
 from adaptive_spec.profilers.clock import Clock, monotonic
 
@@ -59,6 +61,7 @@ class HeadLearner:
 
     Args:
         drafter: whose head learns.
+        recall: what remembers answers, where there is one; it then waits for what is decided.
         rule: when to try an update, and which.
         lessons: nodes kept at most, and positions of texts that have ended.
         background: trials run in a thread; only what they found is taken over between steps.
@@ -76,6 +79,7 @@ class HeadLearner:
         *,
         lessons: int = 4096,
         background: bool = False,
+        recall: RecallDrafter | None = None,
         clock: Clock = monotonic,
         makers: Mapping[str, Callable[..., Arm]] = MAKERS,
     ) -> None:
@@ -85,6 +89,10 @@ class HeadLearner:
         self._arms: dict[str, Arm] = {}
         why = "it asks for none"
         for name in rule.arms:
+            if name == RECALL:
+                if recall is not None:
+                    self._arms[name] = RecallArm(recall)
+                continue
             try:
                 self._arms[name] = makers[name](drafter, self.lessons, passages)
             except UnsupportedError as error:
@@ -229,6 +237,8 @@ class HeadLearner:
         if not found.kept:
             arm.settle(False)
             return found
+        if not arm.moves_head:
+            return self._remembered(arm, found)
         before = {name: value.clone() for name, value in self._drafter.head.state_dict().items()}
         try:
             arm.settle(True)
@@ -239,6 +249,17 @@ class HeadLearner:
         self.updates += 1
         self.arm = arm.name
         self._review.begin(arm.name, before)
+        return found
+
+    def _remembered(self, arm: Arm, found: Outcome) -> Outcome:
+        """As ``_taken_over``, of what is no part of the head: there is nothing to compute anew, and
+        nothing to go back to, since a drafter that is worth little is priced as such."""
+        try:
+            arm.settle(True)
+        except Exception as error:
+            return failure(error)
+        self.updates += 1
+        self.arm = arm.name
         return found
 
     def _changed(self, by: Arm | None) -> None:

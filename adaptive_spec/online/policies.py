@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.online.cost_aware import CostAware
-from adaptive_spec.online.rules import ARMS, Opinion, UpdateRule, View
+from adaptive_spec.online.rules import ARMS, RECALL, Opinion, UpdateRule, View
 from adaptive_spec.registry import Registry
 
 NEVER = "never"
@@ -54,8 +54,9 @@ class _Never:
 
 def _every(argument: str | None) -> UpdateRule:
     count, at, arm = (argument or "").partition("@")
-    if not count.isdecimal() or not 1 <= int(count) <= 10**9 or (at and arm not in ARMS):
-        allowed = f"every:K or every:K@ARM, with K 1 or more trees, ARM one of {', '.join(ARMS)}"
+    known = (*ARMS, RECALL)
+    if not count.isdecimal() or not 1 <= int(count) <= 10**9 or (at and arm not in known):
+        allowed = f"every:K or every:K@ARM, with K 1 or more trees, ARM one of {', '.join(known)}"
         raise ArgumentError("updates", f"every:{argument}", allowed)
     return Every(int(count), (arm,) if at else ARMS)
 
@@ -95,8 +96,13 @@ RULES.register(
 )
 RULES.register(
     "cost-aware",
-    lambda argument=None: _cost_aware("cost-aware", ARMS, argument),
+    lambda argument=None: _cost_aware("cost-aware", (*ARMS, RECALL), argument),
     "cost-aware[:S] tries an update if it should save more time than it takes, S seconds ahead.",
+)
+RULES.register(
+    "head-only",
+    lambda argument=None: _cost_aware("head-only", ARMS, argument),
+    "head-only[:S] is cost-aware without the memory of answers that have ended.",
 )
 RULES.register(
     "corrector-only",

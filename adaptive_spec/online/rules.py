@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 ARMS = ("full", "corrector", "calibrator")
-"""What can be tried; a schedule takes the first one that the head allows."""
+"""What can be tried on a head; a schedule takes the first one that the head allows."""
+RECALL = "recall"
+"""The arm that remembers answers of requests that have ended: it leaves the head alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,8 @@ class Arm(Protocol):
     name: str
     needs_passages: bool
     """It learns from texts with their taps, and not from lessons."""
+    moves_head: bool
+    """It changes weights of the head, and not something beside it."""
 
     def pieces(self) -> Iterator[Outcome | None] | None:
         """A trial, whose last piece is its outcome; None while there is too little to learn from.
