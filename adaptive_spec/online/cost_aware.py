@@ -59,6 +59,8 @@ class CostAware:
     FIRST, MOST, POOR = 32, 4096, 256
     """Trees between two questions about an arm, at first and at most; at most where only the purse
     is in the way."""
+    RARE = 4000.0
+    """Times its own seconds until it is asked about again, at most: what is cheap may ask often."""
     KEEP = 0.8
     """What a former trial counts for after each further one."""
     PRIOR_GAIN, PRIOR_SPREAD = 0.03, 0.03
@@ -96,6 +98,7 @@ class CostAware:
         self._luck = np.random.default_rng(seed)
         self._records = {arm: _Record(hope=self.PRIOR_GAIN, wait=self.FIRST) for arm in arms}
         self._purse = self._seconds = self._worth = self._given = self._credit = 0.0
+        self._rate = 0.0  # trees per second
         self._alarm = Alarm(self.FADE)
 
     def ask(self, view: View, arms: Sequence[str]) -> Opinion | None:
@@ -104,6 +107,7 @@ class CostAware:
         if view.tokens_per_second <= 0 or view.trees_per_second <= 0:
             return None
         horizon = view.seconds if self._horizon is None else self._horizon
+        self._rate = view.trees_per_second
         self._worth = min(horizon, self.FADE) * view.trees_per_second / view.tokens_per_second
         if risen > 0.0:
             self._begin_anew(risen, view, arms)
@@ -197,4 +201,6 @@ class CostAware:
 
     def _back_off(self, arm: str, most: int) -> None:
         record = self._records[arm]
+        if record.cost is not None:
+            most = min(most, max(int(self.RARE * record.cost * self._rate), self.FIRST))
         record.wait = min(2 * record.wait, max(most, record.wait))
