@@ -157,7 +157,8 @@ def build_learner(config: Config, drafters: Sequence[Drafter]) -> Learner:
                 background=config.online.background,
                 recall=recall,
             )
-    allowed = "never: among the drafters is no causal_parallel, whose head could learn"
+    allowed = "never: among the drafters is no causal_parallel, whose head could learn "
+    allowed += "(suffix+recall remembers answers without one)"
     raise ArgumentError("online.updates", config.online.updates, allowed)
 
 

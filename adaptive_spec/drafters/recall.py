@@ -7,11 +7,12 @@ its place in it: the longest suffix of its text that some former answer holds. W
 is drafted with the probabilities of ``blending``.
 
 Memory is bounded by ``tokens``: half-way a second automaton begins, and takes over once the first
-is full, so that the newest half is always known and nothing is ever rebuilt at once. A token takes
-half a kilobyte or less in each. Answers stay in this process, as ids, until newer ones displace
-them or the decoder is gone; a prompt leaves no more than its last few tokens. What is drafted from
-them cannot change a text, but it makes answers that resemble former ones come faster, which whoever
-waits for them could notice: one decoder for those who may know of each other.
+is full, so that the newest quarter at least is always known and nothing is ever rebuilt at once. A
+token takes half a kilobyte or less in each. Answers stay in this process, as ids, until newer ones
+displace them or the decoder is gone; a prompt leaves no more than its last few tokens. What is
+drafted from them cannot change a text, but it makes answers that resemble former ones come faster,
+which whoever waits for them could notice, and a log with ``text`` holds the drafts: one decoder for
+those who may know of each other.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from dataclasses import dataclass, field
 from adaptive_spec.drafters.automaton import SuffixAutomaton
 from adaptive_spec.drafters.base import CandidateTree, Committed, DraftRequest
 from adaptive_spec.drafters.blending import END, Blend, check_options, noise_of
+from adaptive_spec.errors import ArgumentError
 from adaptive_spec.types import Plan
 
 BEFORE = 4
 """Tokens of a prompt that are kept with its answer: what answers begin with."""
 LONGEST = 64
 """Tokens by which a place is found again in another automaton."""
+LEAST_TOKENS = 64
+"""Fewer are no memory."""
 WAITING = 64
 """Ended requests that wait until a learner has looked at them, at most."""
 
@@ -53,22 +57,24 @@ class Memory:
 
     def __init__(self, tokens: int, walk: int = 32) -> None:
         self._tokens, self._walk = tokens, walk
+        self.longest = tokens // 4 - 1  # and the end
         self.automaton = SuffixAutomaton(walk)
         self._next = SuffixAutomaton(walk)
 
     def add(self, text: Sequence[int]) -> None:
         """Remember a text; no more of its end than there is room for."""
-        text = text[-self._tokens // 2 :]
-        if self.automaton.size + len(text) >= self._tokens:
+        text = text[-self.longest :]
+        if self.automaton.size + len(text) + 1 > self._tokens:
             self.automaton, self._next = self._next, SuffixAutomaton(self._walk)
-        halfway = self.automaton.size >= self._tokens // 2
+        halfway = self.automaton.size + len(text) >= self._tokens // 2
         for automaton in (self.automaton, self._next) if halfway else (self.automaton,):
             automaton.extend(text)
             automaton.append(END)
 
 
 class Place:
-    """The longest suffix of a text that an automaton knows, while both grow."""
+    """The longest suffix of a text that an automaton knows, while both grow. What the automaton
+    learns is found by what comes after it."""
 
     __slots__ = ("_automaton", "_matched", "_newest", "_state")
 
@@ -81,6 +87,7 @@ class Place:
         if automaton is not self._automaton:
             self._automaton, self._state, self._matched = automaton, 0, 0
             tokens = [*self._newest, *tokens]
+            self._newest.clear()
         after, link, length = automaton.next, automaton.link, automaton.length
         for token in tokens:
             self._newest.append(token)
@@ -131,7 +138,7 @@ class RecallDrafter:
 
     Attributes:
         taught: a learner decides which of the answers that are ``waiting`` are remembered; else
-            every one is, as soon as its request has ended.
+            every one is, before the next request.
 
     Raises:
         ArgumentError: an argument was given, or an option is out of range.
@@ -153,17 +160,21 @@ class RecallDrafter:
         walk: int = 32,
         floor: float = 0.06,
     ) -> None:
-        sizes = {"tokens": tokens, "siblings": siblings, "contexts": contexts, "walk": walk}
+        if tokens < LEAST_TOKENS:
+            raise ArgumentError("tokens", tokens, f"at least {LEAST_TOKENS}")
+        sizes = {"siblings": siblings, "contexts": contexts, "walk": walk}
         check_options(self.name, argument, floor, **sizes, shortest=shortest)
         self.memory = Memory(tokens, walk)
         self.reads_noise, self.taught = coupled, False
         self.waiting: deque[Ended] = deque(maxlen=WAITING)
+        self._tokens = tokens
         self._options, self._floor = (siblings, contexts, shortest), floor
         self._open: dict[str, _Open] = {}
 
     def start(self, request: DraftRequest) -> None:
         """A text begins; its prompt comes with the first ``commit``."""
         self._open[request.id] = _Open(Place(self.memory.automaton))
+        self._tidy()
 
     def propose(
         self, requests: Sequence[DraftRequest], plans: Sequence[Plan]
@@ -185,9 +196,12 @@ class RecallDrafter:
         """Follow the prompt, later the emitted tokens."""
         for request, new in zip(requests, news, strict=True):
             this, tokens = self._open[request.id], [int(token) for token in new.tokens]
+            if not tokens:
+                continue
             if new.tree is None:
                 this.prompt(tokens)
-                tokens = tokens[-LONGEST:]
+                if len(tokens) > LONGEST:  # what lies between is not followed
+                    this.place, tokens = Place(self.memory.automaton), tokens[-LONGEST:]
             else:
                 this.step(tokens)
             this.place.follow(self.memory.automaton, tokens)
@@ -197,7 +211,15 @@ class RecallDrafter:
         this = self._open.pop(request.id, None)
         if this is None or not this.steps:
             return
-        if self.taught:
-            self.waiting.append(Ended(this.text, this.steps))
-        else:
-            self.memory.add(this.text)
+        early = max(len(this.text) - self.memory.longest, 0)
+        steps = [(at - early, accepted) for at, accepted in this.steps if at >= early]
+        self.waiting.append(Ended(this.text[early:], steps))  # by whichever thread lets go of it
+
+    def _tidy(self) -> None:
+        """Remember what waits, or keep it within a quarter of what may be remembered."""
+        size = sum(len(one.tokens) for one in list(self.waiting))
+        while self.waiting and (not self.taught or size > self._tokens // 4):
+            oldest = self.waiting.popleft()
+            size -= len(oldest.tokens)
+            if not self.taught:
+                self.memory.add(oldest.tokens)

@@ -39,8 +39,9 @@ class CostAware:
     asked about again.
 
     Trials are paid from a purse, into which goes a small share of all decoding time, and of every
-    kept trial half of what it is thought to save, but for ``LUCK`` standard errors: so a head that
-    cannot be bettered costs little more than ``SHARE``. A head that is suddenly surer of its
+    kept trial of the head half of what it is thought to save, but for ``LUCK`` standard errors: so
+    a head that cannot be bettered costs little more than ``SHARE``. What ``recall`` saves is no
+    reason to try something dear. A head that is suddenly surer of its
     guesses than the target bears out (``alarm``) fills the purse for some trials of every arm, but
     with no more than ``RISK`` of all time so far for all alarms together, makes former gains count
     no more, lets hope that a part of what was lost can be won back and ends all waiting. What was
@@ -78,9 +79,6 @@ class CostAware:
     there is no second alarm."""
     LUCK = 1.5
     """Standard errors of a gain that are not paid for: of many trials the lucky ones are kept."""
-    TIMES = 20.0
-    """Times its own seconds that a trial is credited at most: what a cheap arm wins is no reason to
-    try a dear one."""
     AFTER = 3.0
     """Trials of every arm that an alarm fills the purse for."""
     RISK = 0.1
@@ -117,11 +115,10 @@ class CostAware:
         if not due:
             return None
         found = [self._judge(arm, view, horizon) for arm in due]
-        for arm in due:
-            self._records[arm].asked = view.trees
         saved, opinion = max(found, key=lambda one: one[0])
-        if opinion.arm is None:
-            for arm in due:
+        for arm in due if opinion.arm is None else (opinion.arm,):  # the outbid bid again
+            self._records[arm].asked = view.trees
+            if opinion.arm is None:
                 self._back_off(arm, self.MOST if saved < 0.0 else self.POOR)
         return opinion
 
@@ -133,7 +130,7 @@ class CostAware:
         record.cost = seconds if record.cost is None else 0.7 * record.cost + 0.3 * seconds
         record.hope += (1.0 - self.KEEP) * (self.PRIOR_GAIN - record.hope)
         sure = max(gain - self.LUCK * error, 0.0)
-        credit = min(0.5 * sure * self._worth, self.TIMES * seconds)
+        credit = 0.5 * sure * self._worth if arm in ARMS else 0.0
         self._credit += credit
         self._purse += credit - seconds
         if sure > 0:
@@ -147,7 +144,9 @@ class CostAware:
         if not stays:
             self._purse -= self._credit
             for arm, record in self._records.items():
-                self._records[arm] = _Record(cost=record.cost, wait=self.MOST, asked=record.asked)
+                if arm in ARMS:
+                    again = _Record(cost=record.cost, wait=self.MOST, asked=record.asked)
+                    self._records[arm] = again
         self._credit = 0.0
 
     def _begin_anew(self, risen: float, view: View, arms: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The learner: lessons from every verified tree, and trials of updates between steps.
 
-It only ever changes the draft head, so it cannot change the text. What a trial costs is measured
+It only ever changes the draft head, and what is remembered of ended requests, so it cannot change
+the text. What a trial costs is measured
 and charged to the step; a trial that is no better, and one that fails anywhere, leaves no trace in
 the weights.
 """
@@ -61,10 +62,10 @@ class HeadLearner:
 
     Args:
         drafter: whose head learns.
-        recall: what remembers answers, where there is one; it then waits for what is decided.
         rule: when to try an update, and which.
         lessons: nodes kept at most, and positions of texts that have ended.
         background: trials run in a thread; only what they found is taken over between steps.
+        recall: what remembers answers, where there is one; it then waits for what is decided.
         clock: seconds.
         makers: of arms by name.
 
@@ -84,25 +85,25 @@ class HeadLearner:
         makers: Mapping[str, Callable[..., Arm]] = MAKERS,
     ) -> None:
         self._drafter, self._rule, self._clock = drafter, rule, clock
+        self._recall = recall
         self._background = background
         self.lessons, passages = Lessons(lessons), Passages(lessons)
         self._arms: dict[str, Arm] = {}
         why = "it asks for none"
         for name in rule.arms:
-            if name == RECALL:
-                if recall is not None:
-                    self._arms[name] = RecallArm(recall)
-                continue
             try:
-                self._arms[name] = makers[name](drafter, self.lessons, passages)
+                if name == RECALL:
+                    self._arms[name] = _recalling(recall)
+                else:
+                    self._arms[name] = makers[name](drafter, self.lessons, passages)
             except UnsupportedError as error:
                 why = str(error)
             if self._arms and not getattr(rule, "several", True):
                 break
         if not self._arms:
             raise UnsupportedError(why)
-        needs = {arm.needs_passages for arm in self._arms.values()}
-        drafter.wants_moments = False in needs or getattr(rule, "several", True)
+        needs = {arm.needs_passages for arm in self._arms.values() if _moves_head(arm)}
+        drafter.wants_moments = False in needs or (True in needs and getattr(rule, "several", True))
         drafter.passages = self.passages = passages if True in needs else None
         self.updates = self.trials = self._trees = self._failures = self._version = 0
         self.seconds = 0.0
@@ -198,6 +199,8 @@ class HeadLearner:
             self._trial = None
         self._drafter.wants_moments, self._drafter.passages = False, None
         self._drafter.moments.clear()
+        if self._recall is not None:
+            self._recall.taught = False
 
     def _give_up(self) -> None:
         """Too many trials failed: updates that nobody will look at any more are undone, and all
@@ -225,7 +228,8 @@ class HeadLearner:
         if found.kept and found.gain > 0 and (rate := self._pace.view(0).tokens_per_second) > 0:
             faster = rate + found.gain * self._pace.trees_per_second
             self._paid.append(seconds / (1.0 / rate - 1.0 / faster))
-        self._sparse = 1 if found.kept else min(2 * self._sparse, SPARSE)
+        if _moves_head(trial.arm):
+            self._sparse = 1 if found.kept else min(2 * self._sparse, SPARSE)
         self._rule.told(name, found.gain if found.kept else 0.0, found.error, seconds)
         if self.off:
             found = replace(found, reason=f"{found.reason}; learning is off")
@@ -237,7 +241,7 @@ class HeadLearner:
         if not found.kept:
             arm.settle(False)
             return found
-        if not arm.moves_head:
+        if not _moves_head(arm):
             return self._remembered(arm, found)
         before = {name: value.clone() for name, value in self._drafter.head.state_dict().items()}
         try:
@@ -331,3 +335,14 @@ class HeadLearner:
             outcome = {"kept": found.kept, "reason": found.reason, "gain": found.gain}
             record |= {**outcome, "gain_error": error}
         return record
+
+
+def _moves_head(arm: Arm) -> bool:
+    """Arms of others may not say: then they do."""
+    return getattr(arm, "moves_head", True)
+
+
+def _recalling(drafter: RecallDrafter | None) -> Arm:
+    if drafter is None:
+        raise UnsupportedError("among the drafters is no recall, which could remember")
+    return RecallArm(drafter)

@@ -56,7 +56,7 @@ def failure(error: BaseException | None = None) -> Outcome:
 
 
 class Arm(Protocol):
-    """One way to change a draft head."""
+    """One way to change what is drafted."""
 
     name: str
     needs_passages: bool
