@@ -356,7 +356,7 @@ def test_answers_that_resemble_each_other_are_remembered_and_others_are_not() ->
     assert remembered[0]
     assert not any(remembered[-5:])
     assert strange.waiting
-    strange.waiting.extend(ended(same, 40) for _ in range(16))  # and less to see that there is
+    strange.waiting.extend(ended(same, 40) for _ in range(32))  # and less to see that there is
     assert judged(strange, arm).kept
 
 
