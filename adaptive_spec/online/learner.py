@@ -1,9 +1,8 @@
 """The learner: lessons from every verified tree, and trials of updates between steps.
 
 It only ever changes the draft head, and what is remembered of ended requests, so it cannot change
-the text. What a trial costs is measured
-and charged to the step; a trial that is no better, and one that fails anywhere, leaves no trace in
-the weights.
+the text. What a trial costs is measured and charged to the step; a trial that is no better, and one
+that fails anywhere, leaves no trace in the weights.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from adaptive_spec.online.noting import answer, lessons_of, overconfidence
 from adaptive_spec.online.pace import Pace
 from adaptive_spec.online.passages import Passages
 from adaptive_spec.online.recalling import RecallArm
+from adaptive_spec.online.records import record, review
 from adaptive_spec.online.review import Review, Verdict
 from adaptive_spec.online.rules import RECALL, Opinion, UpdateRule
 from adaptive_spec.online.trials import Arm, Outcome, failure
@@ -225,7 +225,8 @@ class HeadLearner:
         seconds = trial.seconds + self._clock() - began
         self.trials += 1
         self.seconds += seconds
-        if found.kept and found.gain > 0 and (rate := self._pace.view(0).tokens_per_second) > 0:
+        worth = found.kept and found.gain > 0 and _moves_head(trial.arm)
+        if worth and (rate := self._pace.view(0).tokens_per_second) > 0:
             faster = rate + found.gain * self._pace.trees_per_second
             self._paid.append(seconds / (1.0 / rate - 1.0 / faster))
         if _moves_head(trial.arm):
@@ -302,39 +303,18 @@ class HeadLearner:
         if verdict.before is not None:
             self._go_back(verdict.before)
         self._rule.reviewed(verdict.before is None)
-        words = "undone: trees accept less since" if verdict.before is not None else "stays"
-        record = self._record(Opinion("review", f"{verdict.arm} {words}"))
-        return record | {"realised_gain": self._faster(verdict.gain), "gain": verdict.gain,
-                         "gain_error": verdict.error, "kept": verdict.before is None}  # fmt: skip
-
-    def _faster(self, gain: float) -> float:
-        """Draft tokens per tree as tokens per second."""
-        return gain * self._pace.trees_per_second
+        return review(self._record, verdict, self._pace.trees_per_second)
 
     def _record(
         self, opinion: Opinion, found: Outcome | None = None, seconds: float | None = None
     ) -> dict[str, Any]:
-        """What was decided, and what came of it; without an outcome: skipped."""
-        record: dict[str, Any] = {
-            "arm": opinion.arm or "skip",
-            "decision": opinion.reason,
-            "expected_gain": opinion.expected_gain,
-            "expected_cost": opinion.expected_cost,
-            "realised_gain": None,
-            "realised_cost": seconds,
-            "kept": False,
-            "reason": None,
-            "gain": None,
-            "gain_error": None,
-            "lessons": min(self.lessons.count, self.lessons.capacity),
-            "head_version": self.head_version,
-            "alarm": opinion.anew,
-        }
-        if found is not None:
-            error = None if np.isinf(found.error) else found.error
-            outcome = {"kept": found.kept, "reason": found.reason, "gain": found.gain}
-            record |= {**outcome, "gain_error": error}
-        return record
+        return record(
+            opinion,
+            found,
+            seconds,
+            lessons=min(self.lessons.count, self.lessons.capacity),
+            head_version=self.head_version,
+        )
 
 
 def _moves_head(arm: Arm) -> bool:
