@@ -275,7 +275,7 @@ COUNT = "a whole number, 1 or more"
 CORES = f"a whole number, 1 to {most_threads()}"
 PRESETS = "presets: default, logged, plain"
 POLICIES = "known: fixed, marginal, plain, ratio"
-DRAFTERS = "known: causal_parallel, draft_model, suffix"
+DRAFTERS = "known: causal_parallel, draft_model, recall, suffix"
 BAD: dict[str, list[tuple[str, list[str]]]] = {
     "generate --prompt hi": [
         ("--max-new-tokens -1", ["a whole number, 0 or more"]),
