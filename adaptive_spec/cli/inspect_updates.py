@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from adaptive_spec.cli.inspect_text import clean, figure
 from adaptive_spec.log_reader import Record
+from adaptive_spec.online.rules import EVERY_ARM
 
 SKIP: Final = "skip"
 REVIEW: Final = "review"
-ARMS: Final = ("full", "corrector", "calibrator", "recall")
 REASON = 80
 """Characters shown of a reason."""
 
@@ -58,7 +58,7 @@ class Updates:
             self.undone += record.get("kept") is False
             self.realised.append(_number(record, "realised_gain"))
             return
-        arm = self.arms.setdefault(name if name in ARMS else "other", Arm())
+        arm = self.arms.setdefault(name if name in EVERY_ARM else "other", Arm())
         arm.tried += 1
         arm.kept += (kept := record.get("kept") is True)
         arm.seconds += max(_number(record, "realised_cost"), 0.0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from adaptive_spec.errors import ArgumentError
 from adaptive_spec.online.cost_aware import CostAware
-from adaptive_spec.online.rules import ARMS, RECALL, Opinion, UpdateRule, View
+from adaptive_spec.online.rules import ARMS, EVERY_ARM, Opinion, UpdateRule, View
 from adaptive_spec.registry import Registry
 
 NEVER = "never"
@@ -54,9 +54,10 @@ class _Never:
 
 def _every(argument: str | None) -> UpdateRule:
     count, at, arm = (argument or "").partition("@")
-    known = (*ARMS, RECALL)
-    if not count.isdecimal() or not 1 <= int(count) <= 10**9 or (at and arm not in known):
-        allowed = f"every:K or every:K@ARM, with K 1 or more trees, ARM one of {', '.join(known)}"
+    if not count.isdecimal() or not 1 <= int(count) <= 10**9 or (at and arm not in EVERY_ARM):
+        allowed = (
+            f"every:K or every:K@ARM, with K 1 or more trees, ARM one of {', '.join(EVERY_ARM)}"
+        )
         raise ArgumentError("updates", f"every:{argument}", allowed)
     return Every(int(count), (arm,) if at else ARMS)
 
@@ -96,7 +97,7 @@ RULES.register(
 )
 RULES.register(
     "cost-aware",
-    lambda argument=None: _cost_aware("cost-aware", (*ARMS, RECALL), argument),
+    lambda argument=None: _cost_aware("cost-aware", EVERY_ARM, argument),
     "cost-aware[:S] tries an update if it should save more time than it takes, S seconds ahead.",
 )
 RULES.register(

@@ -14,6 +14,7 @@ ARMS = ("full", "corrector", "calibrator")
 """What can be tried on a head; a schedule takes the first one that the head allows."""
 RECALL = "recall"
 """The arm that remembers answers of requests that have ended: it leaves the head alone."""
+EVERY_ARM = (*ARMS, RECALL)
 
 
 @dataclass(frozen=True, slots=True)
